@@ -1,0 +1,255 @@
+//! Where recovery starts: every partition's state up to what its segments hold, and the journal position
+//! from which to replay.
+//!
+//! A broker's start (its *incarnation*) begins with a base checkpoint of all partitions, written when the journals
+//! of the one before have been replayed. Each shard then writes checkpoints of its own partitions as its journal moves on;
+//! the latest of each shard counts. Files are written beside, flushed, and renamed into place.
+
+use std::path::{Path, PathBuf};
+
+use rkyv::{Archive, Deserialize, Serialize, rancor};
+use uuid::Uuid;
+
+use crate::{
+    error::StorageError,
+    host::Host,
+    index::{load_archive, store_archive},
+    journal::Position,
+    layout::{FileHeader, FileKind},
+    log::{EpochCache, LogState, ProducerStates, SegmentMeta},
+    types::{Offset, PartitionKey},
+};
+
+/// A partition whose offsets below `log_end` are all in its segments.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub struct PartitionCheckpoint {
+    topic: [u8; 16],
+    partition: u32,
+    log_start: Offset,
+    log_end: Offset,
+    epochs: EpochCache,
+    producers: ProducerStates,
+    segments: Vec<SegmentMeta>,
+}
+
+impl PartitionCheckpoint {
+    /// The state of a log whose segments hold everything below `written_end`.
+    #[must_use]
+    pub fn capture(state: &LogState, written_end: Offset) -> Self {
+        Self {
+            topic: *state.key.topic.as_bytes(),
+            partition: state.key.partition,
+            log_start: state.log_start().min(written_end),
+            log_end: written_end,
+            epochs: state.epochs.clone(),
+            producers: state.producers.clone(),
+            segments: state
+                .segments()
+                .iter()
+                .filter(|s| s.base <= written_end)
+                .copied()
+                .collect(),
+        }
+    }
+
+    /// Whose state it is.
+    #[must_use]
+    pub fn key(&self) -> PartitionKey {
+        PartitionKey {
+            topic: Uuid::from_bytes(self.topic),
+            partition: self.partition,
+        }
+    }
+
+    /// The log as replay takes it up.
+    #[must_use]
+    pub fn restore(self) -> LogState {
+        LogState::restore(
+            self.key(),
+            self.log_start,
+            self.log_end,
+            self.epochs,
+            self.producers,
+            self.segments,
+        )
+    }
+}
+
+/// The content of a checkpoint file.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default)]
+pub struct Checkpoint {
+    replay_seq: u64,
+    replay_offset: u64,
+    /// Shards of the incarnation (in its base checkpoint).
+    pub shards: u32,
+    /// Partitions, of all shards (base) or of one.
+    pub partitions: Vec<PartitionCheckpoint>,
+}
+
+impl Checkpoint {
+    /// A checkpoint whose shard's journal matters from `replay_from` on.
+    #[must_use]
+    pub fn new(replay_from: Position, shards: u32, partitions: Vec<PartitionCheckpoint>) -> Self {
+        Self {
+            replay_seq: replay_from.seq,
+            replay_offset: replay_from.offset,
+            shards,
+            partitions,
+        }
+    }
+
+    /// Where replay begins.
+    #[must_use]
+    pub fn replay_from(&self) -> Position {
+        Position {
+            seq: self.replay_seq,
+            offset: self.replay_offset,
+        }
+    }
+}
+
+/// Which checkpoint a file is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Name {
+    /// All partitions, at the start of an incarnation.
+    Base {
+        /// The incarnation.
+        incarnation: u64,
+    },
+    /// One shard's, later.
+    Shard {
+        /// The incarnation.
+        incarnation: u64,
+        /// The shard.
+        shard: u32,
+    },
+}
+
+impl Name {
+    fn file(self) -> String {
+        match self {
+            Self::Base { incarnation } => format!("{incarnation:010}-base.checkpoint"),
+            Self::Shard { incarnation, shard } => format!("{incarnation:010}-{shard:04}.checkpoint"),
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let (incarnation, rest) = name.strip_suffix(".checkpoint")?.split_once('-')?;
+        let incarnation = incarnation.parse().ok()?;
+        Some(match rest {
+            "base" => Self::Base { incarnation },
+            shard => Self::Shard {
+                incarnation,
+                shard: shard.parse().ok()?,
+            },
+        })
+    }
+
+    fn incarnation(self) -> u64 {
+        match self {
+            Self::Base { incarnation } | Self::Shard { incarnation, .. } => incarnation,
+        }
+    }
+}
+
+fn fail<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> StorageError + use<'a> {
+    move |source| StorageError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Writes a checkpoint and puts it in place of the one of the same name.
+///
+/// # Errors
+/// Any failure of the disk; the one before is then still in place.
+pub async fn store<H: Host>(host: &H, dir: &Path, name: Name, checkpoint: &Checkpoint) -> Result<(), StorageError> {
+    host.create_dir(dir).map_err(fail("create", dir))?;
+    let path = dir.join(name.file());
+    let temporary = dir.join(format!("{}.new", name.file()));
+    let header = FileHeader {
+        kind: FileKind::Checkpoint,
+        topic: Uuid::nil(),
+        number: match name {
+            Name::Base { .. } => u32::MAX,
+            Name::Shard { shard, .. } => shard,
+        },
+        base: name.incarnation() as i64,
+    };
+    let archive = rkyv::to_bytes::<rancor::Error>(checkpoint).expect("serialising into memory does not fail");
+    store_archive(host, &temporary, header, &archive).await?;
+    host.rename(&temporary, &path).map_err(fail("rename", &temporary))?;
+    host.sync_dir(dir).await.map_err(fail("sync", dir))
+}
+
+/// The latest incarnation's checkpoints: its base and what its shards wrote since.
+#[derive(Default, Debug)]
+pub struct Found {
+    /// 0 if the folder is new.
+    pub incarnation: u64,
+    /// Base first, then shards in order.
+    pub base: Checkpoint,
+    /// Later checkpoints by shard.
+    pub shards: Vec<(u32, Checkpoint)>,
+}
+
+/// Reads the checkpoints of a folder.
+///
+/// # Errors
+/// [`StorageError::Corrupt`] or [`StorageError::Incompatible`] for a file that fails its checks.
+pub async fn load<H: Host>(host: &H, dir: &Path) -> Result<Found, StorageError> {
+    let names: Vec<Name> = host
+        .list(dir)
+        .map_err(fail("list", dir))?
+        .iter()
+        .filter_map(|n| Name::parse(n))
+        .collect();
+    let Some(incarnation) = names
+        .iter()
+        .filter(|n| matches!(n, Name::Base { .. }))
+        .map(|n| n.incarnation())
+        .max()
+    else {
+        return Ok(Found::default());
+    };
+    let mut found = Found {
+        incarnation,
+        base: read(host, &dir.join(Name::Base { incarnation }.file())).await?,
+        shards: Vec::new(),
+    };
+    for name in names {
+        if let Name::Shard { incarnation: i, shard } = name
+            && i == incarnation
+        {
+            found.shards.push((shard, read(host, &dir.join(name.file())).await?));
+        }
+    }
+    Ok(found)
+}
+
+async fn read<H: Host>(host: &H, path: &PathBuf) -> Result<Checkpoint, StorageError> {
+    let corrupt = |reason: String| StorageError::Corrupt {
+        path: path.clone(),
+        position: 0,
+        reason,
+    };
+    let archive = load_archive(host, path, FileKind::Checkpoint)
+        .await?
+        .ok_or_else(|| corrupt("listed but not there".into()))?;
+    rkyv::from_bytes::<Checkpoint, rancor::Error>(&archive).map_err(|e| corrupt(e.to_string()))
+}
+
+/// Removes checkpoints of other incarnations than `keep`, and files left half-written.
+///
+/// # Errors
+/// Any failure of the disk.
+pub async fn remove_others<H: Host>(host: &H, dir: &Path, keep: u64) -> Result<(), StorageError> {
+    for name in host.list(dir).map_err(fail("list", dir))? {
+        if Name::parse(&name).is_none_or(|n| n.incarnation() != keep) {
+            let path = dir.join(name);
+            host.remove_file(&path).map_err(fail("remove", &path))?;
+        }
+    }
+    host.sync_dir(dir).await.map_err(fail("sync", dir))
+}

@@ -1,0 +1,182 @@
+//! Direct I/O on a glommio executor.
+//!
+//! Buffers are the executor's DMA memory. Folder operations are blocking system calls: they are rare (a segment
+//! or a topic made or removed) and take microseconds.
+
+use std::{
+    future::Future,
+    io,
+    ops::{Deref, DerefMut},
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ::glommio::{
+    TaskQueueHandle,
+    io::{Directory, DmaBuffer, DmaFile, OpenOptions},
+};
+
+use crate::host::{Host, HostFile, OpenMode};
+
+/// A DMA buffer, zeroed when handed out.
+pub struct DmaBuf(DmaBuffer);
+
+impl Deref for DmaBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl DerefMut for DmaBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0.as_bytes_mut()
+    }
+}
+
+/// A file opened with `O_DIRECT`.
+pub struct GlommioFile {
+    file: DmaFile,
+}
+
+fn flat(error: ::glommio::GlommioError<()>) -> io::Error {
+    let kind = error.raw_os_error().map(io::Error::from_raw_os_error);
+    kind.unwrap_or_else(|| io::Error::from(error))
+}
+
+impl HostFile for GlommioFile {
+    type Buf = DmaBuf;
+
+    async fn write_at(&self, buf: DmaBuf, position: u64) -> io::Result<()> {
+        let len = buf.len();
+        let written = self.file.write_at(buf.0, position).await.map_err(flat)?;
+        if written == len {
+            Ok(())
+        } else {
+            // A direct write stops short only where the device has no room left.
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    async fn write_durable_at(&self, buf: DmaBuf, position: u64) -> io::Result<()> {
+        self.write_at(buf, position).await?;
+        self.flush().await
+    }
+
+    async fn read_at(&self, position: u64, len: usize) -> io::Result<Vec<u8>> {
+        let result = self.file.read_at_aligned(position, len).await.map_err(flat)?;
+        Ok(result.to_vec())
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        self.file.fdatasync().await.map_err(flat)
+    }
+
+    async fn truncate(&self, len: u64) -> io::Result<()> {
+        self.file.truncate(len).await.map_err(flat)
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        self.file.file_size().await.map_err(flat)
+    }
+}
+
+/// The executor this thread runs, as a [`Host`].
+#[derive(Clone)]
+pub struct GlommioHost {
+    background: TaskQueueHandle,
+}
+
+impl GlommioHost {
+    /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping.
+    #[must_use]
+    pub fn new(background: TaskQueueHandle) -> Self {
+        Self { background }
+    }
+}
+
+impl Host for GlommioHost {
+    type File = GlommioFile;
+
+    fn buffer(&self, len: usize) -> DmaBuf {
+        let mut buf = ::glommio::allocate_dma_buffer(len);
+        buf.as_bytes_mut().fill(0);
+        DmaBuf(buf)
+    }
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<GlommioFile> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if mode == OpenMode::Create {
+            options.create(true);
+        }
+        let file = options.dma_open(path).await.map_err(flat)?;
+        Ok(GlommioFile { file })
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut names = entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        match std::fs::remove_dir_all(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let dir = Directory::open(path).await.map_err(flat)?;
+        dir.sync().await.map_err(flat)?;
+        dir.close().await.map_err(flat)
+    }
+
+    fn free_space(&self, path: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
+    fn now_ms(&self) -> i64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis() as i64)
+    }
+
+    async fn sleep(&self, time: Duration) {
+        ::glommio::timer::sleep(time).await;
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        match ::glommio::spawn_local_into(task, self.background) {
+            Ok(task) => {
+                task.detach();
+            }
+            Err(error) => unreachable!("the background queue lives as long as the executor: {error}"),
+        }
+    }
+
+    async fn yield_now(&self) {
+        ::glommio::executor().yield_task_queue_now().await;
+    }
+}

@@ -1,0 +1,5 @@
+//! Implementations of the [`Host`](crate::host::Host) seam.
+
+#[cfg(feature = "glommio")]
+pub mod glommio;
+pub mod sim;

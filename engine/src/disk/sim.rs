@@ -1,0 +1,601 @@
+//! A simulated disk and clock, seeded, for tests of recovery.
+//!
+//! Fault model. A write that has not been flushed is, after a power cut, for each of its blocks independently:
+//! there, absent (what was there before), or torn (part old, part new). A flushed write is there. Creations,
+//! removals and renames are durable once their folder is synced; before that a cut keeps or undoes
+//! each. Operations can be made to fail with EIO or ENOSPC, and flushed bytes can be flipped (bit rot). The run can be cut
+//! at any operation that changes the disk: from there on nothing completes, as if the power were gone.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    future::{Future, pending, poll_fn},
+    io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use crate::{
+    host::{Host, HostFile, OpenMode},
+    layout::BLOCK,
+};
+
+/// A small, fast, seeded generator (splitmix64), so that a failure replays from its seed alone.
+#[derive(Clone)]
+pub struct SimRng(u64);
+
+impl SimRng {
+    /// A generator that gives the same numbers for the same seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next_u64() % n.max(1)
+    }
+}
+
+#[derive(Default, Clone)]
+struct Inode {
+    /// What a flush has made durable.
+    durable: Vec<u8>,
+    /// What reads see.
+    current: Vec<u8>,
+    /// Blocks written since the last flush.
+    dirty: HashSet<u64>,
+}
+
+/// What the next operations do instead of succeeding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The `n`th changing operation from now (0 is the next) never completes, nor does any after it.
+    CutAfter(u64),
+    /// The `n`th write from now fails with EIO; nothing of it is written.
+    WriteError(u64),
+    /// The `n`th flush from now fails with EIO, and what it should have flushed is lost.
+    FlushError(u64),
+    /// Writes that would grow the disk beyond so many bytes fail with ENOSPC.
+    Full(u64),
+}
+
+struct State {
+    inodes: HashMap<u64, Inode>,
+    next_inode: u64,
+    /// Names as reads see them.
+    names: BTreeMap<PathBuf, u64>,
+    /// Names that survive a cut.
+    durable_names: BTreeMap<PathBuf, u64>,
+    dirs: HashSet<PathBuf>,
+    operations: u64,
+    cut_at: Option<u64>,
+    fail_write: Option<u64>,
+    fail_flush: Option<u64>,
+    capacity: u64,
+    now_ms: i64,
+    timers: Vec<(i64, Waker)>,
+    spawned: VecDeque<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+/// The simulated machine. Clones share it.
+#[derive(Clone)]
+pub struct SimHost(Rc<RefCell<State>>);
+
+impl Default for SimHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+enum Gate {
+    Go,
+    Cut,
+}
+
+impl SimHost {
+    /// An empty disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Rc::new(RefCell::new(State {
+            inodes: HashMap::new(),
+            next_inode: 0,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            dirs: HashSet::new(),
+            operations: 0,
+            cut_at: None,
+            fail_write: None,
+            fail_flush: None,
+            capacity: u64::MAX,
+            now_ms: 1_700_000_000_000,
+            timers: Vec::new(),
+            spawned: VecDeque::new(),
+        })))
+    }
+
+    /// Arranges a fault.
+    pub fn inject(&self, fault: Fault) {
+        let mut s = self.0.borrow_mut();
+        match fault {
+            Fault::CutAfter(n) => s.cut_at = Some(s.operations + n),
+            Fault::WriteError(n) => s.fail_write = Some(n),
+            Fault::FlushError(n) => s.fail_flush = Some(n),
+            Fault::Full(bytes) => s.capacity = bytes,
+        }
+    }
+
+    /// Operations that changed the disk so far.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.0.borrow().operations
+    }
+
+    /// Whether the cut has happened.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        let s = self.0.borrow();
+        s.cut_at.is_some_and(|at| s.operations > at)
+    }
+
+    /// Bytes all files take.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.0.borrow().inodes.values().map(|i| i.current.len() as u64).sum()
+    }
+
+    /// The disk as a machine finds it after the power was cut: unflushed blocks there, absent or torn.
+    #[must_use]
+    pub fn after_power_cut(&self, rng: &mut SimRng) -> Self {
+        let old = self.0.borrow();
+        let host = Self::new();
+        {
+            let mut new = host.0.borrow_mut();
+            new.now_ms = old.now_ms + 1;
+            new.next_inode = old.next_inode;
+            new.dirs = old.dirs.clone();
+            let mut names = old.durable_names.clone();
+            for (path, inode) in &old.names {
+                if names.get(path) != Some(inode) && rng.below(2) == 0 {
+                    names.insert(path.clone(), *inode);
+                }
+            }
+            for path in old.durable_names.keys() {
+                if !old.names.contains_key(path) && rng.below(2) == 0 {
+                    names.remove(path);
+                }
+            }
+            let mut ids: Vec<u64> = names.values().copied().collect();
+            ids.sort_unstable();
+            ids.dedup();
+            for id in ids {
+                let mut bytes = old.inodes[&id].durable.clone();
+                let mut dirty: Vec<u64> = old.inodes[&id].dirty.iter().copied().collect();
+                dirty.sort_unstable();
+                for block in dirty {
+                    let start = (block * BLOCK) as usize;
+                    let end = (start + BLOCK as usize).min(old.inodes[&id].current.len());
+                    if start >= end {
+                        continue;
+                    }
+                    let keep = match rng.below(4) {
+                        0 => 0,
+                        1 => (rng.below(8) as usize * 512).min(end - start),
+                        _ => end - start,
+                    };
+                    if keep > 0 {
+                        if bytes.len() < end {
+                            bytes.resize(end, 0);
+                        }
+                        bytes[start..start + keep]
+                            .copy_from_slice(&old.inodes[&id].current[start..start + keep]);
+                    }
+                }
+                new.inodes.insert(
+                    id,
+                    Inode {
+                        current: bytes.clone(),
+                        durable: bytes,
+                        dirty: HashSet::new(),
+                    },
+                );
+            }
+            new.durable_names = names.clone();
+            new.names = names;
+        }
+        host
+    }
+
+    /// The disk as it is, with the process gone but the power on (SIGKILL).
+    #[must_use]
+    pub fn after_kill(&self) -> Self {
+        let old = self.0.borrow();
+        let host = Self::new();
+        {
+            let mut new = host.0.borrow_mut();
+            new.now_ms = old.now_ms + 1;
+            new.next_inode = old.next_inode;
+            new.dirs = old.dirs.clone();
+            new.names = old.names.clone();
+            new.durable_names = old.durable_names.clone();
+            new.inodes = old.inodes.clone();
+        }
+        host
+    }
+
+    /// Paths of all files.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.0.borrow().names.keys().cloned().collect()
+    }
+
+    /// A file's bytes.
+    #[must_use]
+    pub fn contents(&self, path: &Path) -> Vec<u8> {
+        let s = self.0.borrow();
+        s.names
+            .get(path)
+            .and_then(|id| s.inodes.get(id))
+            .map(|i| i.current.clone())
+            .unwrap_or_default()
+    }
+
+    /// Flips one bit of a file where it is durable (bit rot).
+    pub fn flip_bit(&self, path: &Path, byte: u64) {
+        let mut s = self.0.borrow_mut();
+        let id = s.names[path];
+        let inode = s.inodes.get_mut(&id).expect("named files have an inode");
+        inode.current[byte as usize] ^= 1;
+        if let Some(b) = inode.durable.get_mut(byte as usize) {
+            *b ^= 1;
+        }
+    }
+
+    /// Moves the clock.
+    pub fn advance(&self, by: Duration) {
+        let due: Vec<Waker> = {
+            let mut s = self.0.borrow_mut();
+            s.now_ms += by.as_millis() as i64;
+            let now = s.now_ms;
+            let (due, rest): (Vec<_>, Vec<_>) = s.timers.drain(..).partition(|(at, _)| *at <= now);
+            s.timers = rest;
+            due.into_iter().map(|(_, w)| w).collect()
+        };
+        for waker in due {
+            waker.wake();
+        }
+    }
+
+    /// Runs `main` and what it spawns, in turn, until `main` is done or the cut has come. `None` after a cut
+    /// and where everything waits for a timer nobody advances.
+    pub fn run<T>(&self, main: impl Future<Output = T>) -> Option<T> {
+        let mut main = std::pin::pin!(main);
+        let mut tasks: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut idle_rounds = 0;
+        loop {
+            let before = self.operations();
+            if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
+                return (!self.is_cut()).then_some(value);
+            }
+            let mut finished = false;
+            tasks.extend(self.0.borrow_mut().spawned.drain(..));
+            tasks.retain_mut(|task| {
+                let ready = task.as_mut().poll(&mut cx).is_ready();
+                finished |= ready;
+                !ready
+            });
+            if self.is_cut() {
+                return None;
+            }
+            if finished || before != self.operations() || !self.0.borrow().spawned.is_empty() {
+                idle_rounds = 0;
+            } else {
+                idle_rounds += 1;
+                if idle_rounds > 64 {
+                    // Nothing moves but time.
+                    self.advance(Duration::from_millis(10));
+                }
+                if idle_rounds > 20_000 {
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn gate(&self) -> Gate {
+        let mut s = self.0.borrow_mut();
+        s.operations += 1;
+        match s.cut_at {
+            Some(at) if s.operations > at => Gate::Cut,
+            _ => Gate::Go,
+        }
+    }
+
+    async fn change(&self) {
+        // One turn of the other tasks between the call and its effect, as a real disk would give them.
+        let mut yielded = false;
+        poll_fn(|_| {
+            if std::mem::replace(&mut yielded, true) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        if matches!(self.gate(), Gate::Cut) {
+            pending::<()>().await;
+        }
+    }
+}
+
+/// A file of the simulated disk.
+pub struct SimFile {
+    host: SimHost,
+    inode: u64,
+}
+
+/// Plain memory.
+pub struct SimBuf(Vec<u8>);
+
+impl std::ops::Deref for SimBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for SimBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+fn eio() -> io::Error {
+    io::Error::from_raw_os_error(5)
+}
+
+fn enospc() -> io::Error {
+    io::ErrorKind::StorageFull.into()
+}
+
+fn count_down(counter: &mut Option<u64>) -> bool {
+    match counter {
+        Some(0) => {
+            *counter = None;
+            true
+        }
+        Some(n) => {
+            *n -= 1;
+            false
+        }
+        None => false,
+    }
+}
+
+impl HostFile for SimFile {
+    type Buf = SimBuf;
+
+    async fn write_at(&self, buf: SimBuf, position: u64) -> io::Result<()> {
+        assert_eq!(position % BLOCK, 0, "direct writes are block-aligned");
+        assert_eq!(buf.len() as u64 % BLOCK, 0, "direct writes are whole blocks");
+        let partial = {
+            // The write that is cut may still reach the disk in part.
+            let s = self.host.0.borrow();
+            s.cut_at.is_some_and(|at| s.operations == at)
+        };
+        if partial {
+            self.put(&buf, position);
+        }
+        self.host.change().await;
+        if count_down(&mut self.host.0.borrow_mut().fail_write) {
+            return Err(eio());
+        }
+        let grown = (position + buf.len() as u64)
+            .saturating_sub(self.host.0.borrow().inodes[&self.inode].current.len() as u64);
+        if self.host.used() + grown > self.host.0.borrow().capacity {
+            return Err(enospc());
+        }
+        self.put(&buf, position);
+        Ok(())
+    }
+
+    async fn write_durable_at(&self, buf: SimBuf, position: u64) -> io::Result<()> {
+        self.write_at(buf, position).await?;
+        self.flush().await
+    }
+
+    async fn read_at(&self, position: u64, len: usize) -> io::Result<Vec<u8>> {
+        let s = self.host.0.borrow();
+        let bytes = &s.inodes[&self.inode].current;
+        let start = (position as usize).min(bytes.len());
+        let end = (start + len).min(bytes.len());
+        Ok(bytes[start..end].to_vec())
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        self.host.change().await;
+        let mut s = self.host.0.borrow_mut();
+        let failed = count_down(&mut s.fail_flush);
+        let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
+        inode.dirty.clear();
+        if failed {
+            // As Linux does: the pages are clean, the data is gone.
+            inode.current = inode.durable.clone();
+            return Err(eio());
+        }
+        inode.durable = inode.current.clone();
+        Ok(())
+    }
+
+    async fn truncate(&self, len: u64) -> io::Result<()> {
+        self.host.change().await;
+        let mut s = self.host.0.borrow_mut();
+        let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
+        inode.current.resize(len as usize, 0);
+        inode.durable = inode.current.clone();
+        inode.dirty.clear();
+        Ok(())
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        Ok(self.host.0.borrow().inodes[&self.inode].current.len() as u64)
+    }
+}
+
+impl SimFile {
+    fn put(&self, buf: &[u8], position: u64) {
+        let mut s = self.host.0.borrow_mut();
+        let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
+        let end = position as usize + buf.len();
+        if inode.current.len() < end {
+            inode.current.resize(end, 0);
+        }
+        inode.current[position as usize..end].copy_from_slice(buf);
+        for block in position / BLOCK..(end as u64).div_ceil(BLOCK) {
+            inode.dirty.insert(block);
+        }
+    }
+}
+
+impl Host for SimHost {
+    type File = SimFile;
+
+    fn buffer(&self, len: usize) -> SimBuf {
+        SimBuf(vec![0; len])
+    }
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
+        let known = self.0.borrow().names.get(path).copied();
+        let inode = match (known, mode) {
+            (Some(inode), _) => inode,
+            (None, OpenMode::Existing) => return Err(io::ErrorKind::NotFound.into()),
+            (None, OpenMode::Create) => {
+                self.change().await;
+                let mut s = self.0.borrow_mut();
+                let inode = s.next_inode;
+                s.next_inode += 1;
+                s.inodes.insert(inode, Inode::default());
+                s.names.insert(path.to_owned(), inode);
+                inode
+            }
+        };
+        Ok(SimFile {
+            host: self.clone(),
+            inode,
+        })
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut s = self.0.borrow_mut();
+        for dir in path.ancestors() {
+            s.dirs.insert(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let s = self.0.borrow();
+        let mut names: Vec<String> = s
+            .names
+            .keys()
+            .chain(&s.dirs)
+            .filter(|p| p.parent() == Some(path))
+            .filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        if matches!(self.gate(), Gate::Cut) {
+            return Err(eio());
+        }
+        let mut s = self.0.borrow_mut();
+        s.names.remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        if matches!(self.gate(), Gate::Cut) {
+            return Err(eio());
+        }
+        let mut s = self.0.borrow_mut();
+        s.names.retain(|p, _| !p.starts_with(path));
+        s.dirs.retain(|p| !p.starts_with(path));
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if matches!(self.gate(), Gate::Cut) {
+            return Err(eio());
+        }
+        let mut s = self.0.borrow_mut();
+        let inode = s.names.remove(from).ok_or(io::Error::from(io::ErrorKind::NotFound))?;
+        s.names.insert(to.to_owned(), inode);
+        Ok(())
+    }
+
+    async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.change().await;
+        let mut s = self.0.borrow_mut();
+        let current: Vec<_> = s
+            .names
+            .iter()
+            .filter(|(p, _)| p.parent() == Some(path))
+            .map(|(p, i)| (p.clone(), *i))
+            .collect();
+        s.durable_names.retain(|p, _| p.parent() != Some(path));
+        s.durable_names.extend(current);
+        Ok(())
+    }
+
+    fn free_space(&self, _path: &Path) -> io::Result<u64> {
+        let used = self.used();
+        Ok(self.0.borrow().capacity.saturating_sub(used))
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.0.borrow().now_ms
+    }
+
+    async fn sleep(&self, time: Duration) {
+        let at = self.now_ms() + time.as_millis().max(1) as i64;
+        poll_fn(|cx| {
+            let mut s = self.0.borrow_mut();
+            if s.now_ms >= at {
+                return Poll::Ready(());
+            }
+            s.timers.push((at, cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.borrow_mut().spawned.push_back(Box::pin(task));
+    }
+
+    async fn yield_now(&self) {
+        let mut yielded = false;
+        poll_fn(|_| {
+            if std::mem::replace(&mut yielded, true) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}

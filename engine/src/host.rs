@@ -1,0 +1,79 @@
+//! The seam to the outside: files, time and tasks of one shard's thread.
+//!
+//! The engine is generic over [`Host`], so the code that serves traffic is the code that the simulation cuts at
+//! every write. Implementations decide nothing: they carry out one operation and report.
+
+use std::{
+    future::Future,
+    io,
+    ops::{Deref, DerefMut},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+
+/// An open file. Writes and reads are direct: positions and lengths are multiples of
+/// [`BLOCK`](crate::layout::BLOCK).
+pub trait HostFile: 'static {
+    /// Memory that the device can write from.
+    type Buf: Deref<Target = [u8]> + DerefMut;
+
+    /// Writes all of `buf` at `position`.
+    fn write_at(&self, buf: Self::Buf, position: u64) -> impl Future<Output = io::Result<()>>;
+    /// Writes all of `buf` at `position` and waits until it is durable. Only for blocks written before:
+    /// then one flagged write does what write and flush would do in two operations.
+    fn write_durable_at(&self, buf: Self::Buf, position: u64) -> impl Future<Output = io::Result<()>>;
+    /// Reads up to `len` bytes; shorter only at the end of the file.
+    fn read_at(&self, position: u64, len: usize) -> impl Future<Output = io::Result<Vec<u8>>>;
+    /// Makes every completed write durable (data and what is needed to read it back).
+    fn flush(&self) -> impl Future<Output = io::Result<()>>;
+    /// Cuts or extends the file.
+    fn truncate(&self, len: u64) -> impl Future<Output = io::Result<()>>;
+    /// Length in bytes.
+    fn len(&self) -> impl Future<Output = io::Result<u64>>;
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// Must exist.
+    Existing,
+    /// Made if it is not there; never cut.
+    Create,
+}
+
+/// Files, clock and tasks of a shard.
+pub trait Host: Clone + 'static {
+    /// An open file of this host.
+    type File: HostFile;
+
+    /// A zeroed buffer of `len` bytes, a multiple of the block.
+    fn buffer(&self, len: usize) -> <Self::File as HostFile>::Buf;
+    /// Opens a file.
+    fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>>;
+    /// Makes a folder and its parents.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Names in a folder, sorted; empty if the folder is not there.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Removes a file.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes a folder with all it holds; not an error if it is not there.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Renames within a folder.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes creations, removals and renames in a folder durable.
+    fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+    /// Bytes that files under `path` can still take.
+    fn free_space(&self, path: &Path) -> io::Result<u64>;
+    /// Wall clock, ms since 1970.
+    fn now_ms(&self) -> i64;
+    /// Waits.
+    fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
+    /// Runs a task on this thread beside the foreground work, at lower priority.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
+    /// Lets other tasks run if they are due.
+    fn yield_now(&self) -> impl Future<Output = ()>;
+}
+
+/// A file shared by the tasks of a shard.
+pub type SharedFile<H> = Rc<<H as Host>::File>;

@@ -1,0 +1,338 @@
+//! The shard journal: one place where all partitions of a shard become durable together.
+//!
+//! Appends of every partition gather in a queue; whenever no write is in flight, what has gathered goes out
+//! as one group, written to prewritten blocks and flushed (group commit, no linger). Files are used as
+//! a ring ([`ring`]); once the segments hold what a file carried, it is used again under a new sequence number.
+//!
+//! [`format`](mod@format) says what a group looks like, [`replay`] reads them back after a crash.
+
+pub mod format;
+pub mod replay;
+pub mod ring;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use crate::{
+    batch::{Batch, RecordKind},
+    error::StorageError,
+    host::{Host, HostFile, OpenMode, SharedFile},
+    journal::{format::GroupHeader, ring::Ring},
+    layout::{BLOCK, FileHeader, FileKind},
+    sync::{Permit, WaitList},
+};
+
+pub use ring::Position;
+
+/// Sizes of a shard's journal.
+#[derive(Clone, Debug)]
+pub struct JournalConfig {
+    /// Folder of the journals of all shards.
+    pub dir: PathBuf,
+    /// Whose journal.
+    pub shard: u32,
+    /// The start of the broker it belongs to: groups of another one are not read.
+    pub incarnation: u64,
+    /// Bytes of one file.
+    pub slot_bytes: u64,
+    /// Files of the ring; the first is there before the first append, the rest are added in the background.
+    pub slots: u32,
+    /// Most bytes in one group.
+    pub group_bytes_max: u64,
+}
+
+/// Something to be made durable, and what is held until it is.
+pub struct Entry<C> {
+    /// Header and payload; the header's kind says how much of it goes into the journal.
+    pub batch: Batch,
+    /// Whether its acknowledgement waits for a flush.
+    pub must_flush: bool,
+    /// Handed back when done.
+    pub context: C,
+    /// Room in the shard's queue.
+    pub permit: Option<Rc<Permit>>,
+}
+
+/// What one write carries.
+pub struct Group<C> {
+    /// In the order of the queue.
+    pub entries: Vec<Entry<C>>,
+    /// Encoded length, blocks.
+    bytes: u64,
+    /// At least one entry asks for a flush.
+    must_flush: bool,
+}
+
+/// The driver of one shard's journal. One group is in flight at a time.
+pub struct Journal<H: Host, C> {
+    host: H,
+    config: JournalConfig,
+    ring: RefCell<Ring>,
+    files: RefCell<HashMap<u32, SharedFile<H>>>,
+    queue: RefCell<VecDeque<Entry<C>>>,
+    queued: WaitList,
+    ring_changed: WaitList,
+    /// Everything below is known to be flushed.
+    flushed: Cell<Position>,
+    /// Behind the last group written.
+    written: Cell<Position>,
+    /// Slot written to last, if it holds unflushed groups.
+    unflushed_slot: Cell<Option<u32>>,
+    stalls: Cell<u64>,
+}
+
+/// Name of a ring file.
+#[must_use]
+pub fn slot_path(dir: &Path, shard: u32, slot: u32) -> PathBuf {
+    dir.join(format!("{shard:04}-{slot:04}.journal"))
+}
+
+fn io_error(operation: &'static str, path: PathBuf, source: std::io::Error) -> StorageError {
+    StorageError::Io {
+        operation,
+        path,
+        source,
+    }
+}
+
+impl<H: Host, C> Journal<H, C> {
+    /// Makes the first slot ready. Whatever the files hold must have been replayed: it is overwritten.
+    ///
+    /// # Errors
+    /// Any failure of the disk.
+    pub async fn open(host: H, config: JournalConfig) -> Result<Self, StorageError> {
+        host.create_dir(&config.dir)
+            .map_err(|e| io_error("create", config.dir.clone(), e))?;
+        let journal = Self {
+            ring: RefCell::new(Ring::new(config.slot_bytes)),
+            host,
+            config,
+            files: RefCell::default(),
+            queue: RefCell::default(),
+            queued: WaitList::default(),
+            ring_changed: WaitList::default(),
+            flushed: Cell::new(Position::START),
+            written: Cell::new(Position::START),
+            unflushed_slot: Cell::new(None),
+            stalls: Cell::new(0),
+        };
+        journal.add_slot(0).await?;
+        Ok(journal)
+    }
+
+    /// Prewrites one file and adds it to the ring. A file of the right length is taken as it is: its blocks
+    /// have been written, which is all that is asked of them.
+    async fn add_slot(&self, slot: u32) -> Result<(), StorageError> {
+        let path = slot_path(&self.config.dir, self.config.shard, slot);
+        let fail = |operation| {
+            let path = path.clone();
+            move |e| io_error(operation, path, e)
+        };
+        let file = self.host.open(&path, OpenMode::Create).await.map_err(fail("open"))?;
+        if file.len().await.map_err(fail("stat"))? != self.config.slot_bytes {
+            file.truncate(0).await.map_err(fail("truncate"))?;
+            let mut at = 0;
+            while at < self.config.slot_bytes {
+                let len = (self.config.slot_bytes - at).min(1 << 20);
+                let mut buf = self.host.buffer(len as usize);
+                if at == 0 {
+                    FileHeader {
+                        kind: FileKind::Journal,
+                        topic: uuid::Uuid::nil(),
+                        number: self.config.shard,
+                        base: i64::from(slot),
+                    }
+                    .encode(&mut buf);
+                }
+                file.write_at(buf, at).await.map_err(fail("prewrite"))?;
+                at += len;
+            }
+            file.flush().await.map_err(fail("flush"))?;
+            self.host.sync_dir(&self.config.dir).await.map_err(fail("sync folder of"))?;
+        }
+        self.files.borrow_mut().insert(slot, Rc::new(file));
+        self.ring.borrow_mut().add_slot(slot);
+        self.ring_changed.wake_all();
+        Ok(())
+    }
+
+    /// Adds the remaining slots; run in the background after [`open`](Self::open).
+    ///
+    /// # Errors
+    /// Any failure of the disk. The ring goes on with the slots it has.
+    pub async fn grow(&self) -> Result<(), StorageError> {
+        for slot in 1..self.config.slots {
+            self.add_slot(slot).await?;
+        }
+        Ok(())
+    }
+
+    /// Queues an entry; entries become durable in the order of these calls.
+    pub fn push(&self, entry: Entry<C>) {
+        self.queue.borrow_mut().push_back(entry);
+        self.queued.wake_all();
+    }
+
+    /// Waits for entries and takes as many as one group holds.
+    pub async fn next_group(&self) -> Group<C> {
+        self.queued
+            .wait(|| (!self.queue.borrow().is_empty()).then_some(()))
+            .await;
+        let mut queue = self.queue.borrow_mut();
+        let mut body = 0;
+        let mut entries = Vec::with_capacity(queue.len().min(256));
+        let mut must_flush = false;
+        while let Some(next) = queue.front() {
+            let len = next.batch.header.journal_len();
+            if !entries.is_empty() && body + len > self.config.group_bytes_max {
+                break;
+            }
+            body += len;
+            must_flush |= next.must_flush;
+            entries.extend(queue.pop_front());
+        }
+        Group {
+            entries,
+            bytes: GroupHeader::group_len(body),
+            must_flush,
+        }
+    }
+
+    /// Writes a group, waiting for room in the ring, and flushes it if any of its entries asks. Returns whether
+    /// everything up to it is now flushed.
+    ///
+    /// # Errors
+    /// A failed write or flush: the journal must not be used any more.
+    pub async fn write(&self, group: &Group<C>) -> Result<bool, StorageError> {
+        let place = self.ring.borrow_mut().place(group.bytes);
+        let place = match place {
+            Some(place) => place,
+            None => {
+                self.stalls.set(self.stalls.get() + 1);
+                self.ring_changed
+                    .wait(|| self.ring.borrow_mut().place(group.bytes))
+                    .await
+            }
+        };
+        let path = slot_path(&self.config.dir, self.config.shard, place.slot);
+        if let Some(old) = self.unflushed_slot.get()
+            && old != place.slot
+        {
+            // Replay tells the end of a file from damage by this.
+            self.flush_slot(old).await?;
+        }
+        let mut buf = self.host.buffer(group.bytes as usize);
+        let mut at = format::HEADER_LEN;
+        for entry in &group.entries {
+            let len = entry.batch.header.journal_len() as usize;
+            let out = &mut buf[at..at + len];
+            if entry.batch.header.kind == RecordKind::Batch {
+                entry.batch.encode(out);
+            } else {
+                let head = out.first_chunk_mut().expect("journal_len is at least a header");
+                entry.batch.header.encode(head);
+            }
+            at += len;
+        }
+        GroupHeader {
+            incarnation: self.config.incarnation,
+            shard: self.config.shard,
+            position: place.position,
+            flushed: self.flushed.get(),
+            body_len: (at - format::HEADER_LEN) as u32,
+            record_count: group.entries.len() as u32,
+            body_crc: crc32c::crc32c(&buf[format::HEADER_LEN..at]),
+        }
+        .encode(&mut buf);
+        let file = Rc::clone(&self.files.borrow()[&place.slot]);
+        let end = Position {
+            seq: place.position.seq,
+            offset: place.position.offset + group.bytes,
+        };
+        if group.must_flush && self.unflushed_slot.get().is_none() {
+            file.write_durable_at(buf, place.position.offset)
+                .await
+                .map_err(|e| io_error("write and flush", path, e))?;
+            self.written.set(end);
+            self.flushed.set(end);
+        } else {
+            file.write_at(buf, place.position.offset)
+                .await
+                .map_err(|e| io_error("write", path, e))?;
+            self.written.set(end);
+            self.unflushed_slot.set(Some(place.slot));
+            if !group.must_flush {
+                return Ok(false);
+            }
+            self.flush_slot(place.slot).await?;
+        }
+        Ok(true)
+    }
+
+    async fn flush_slot(&self, slot: u32) -> Result<(), StorageError> {
+        let file = Rc::clone(&self.files.borrow()[&slot]);
+        let mark = self.written.get();
+        file.flush()
+            .await
+            .map_err(|e| io_error("flush", slot_path(&self.config.dir, self.config.shard, slot), e))?;
+        // A write that finished meanwhile is not covered.
+        if self.written.get() == mark {
+            self.unflushed_slot.set(None);
+        }
+        self.flushed.set(self.flushed.get().max(mark));
+        Ok(())
+    }
+
+    /// Flushes what was written without.
+    ///
+    /// # Errors
+    /// A failed flush: the journal must not be used any more.
+    pub async fn flush(&self) -> Result<(), StorageError> {
+        match self.unflushed_slot.get() {
+            Some(slot) => self.flush_slot(slot).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Position behind the last group placed; what comes next is at or after it.
+    #[must_use]
+    pub fn head(&self) -> Position {
+        self.ring.borrow().head()
+    }
+
+    /// Whether so much of the ring is in use that segments should be written.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        let ring = self.ring.borrow();
+        ring.used_bytes() * 2 > ring.capacity_bytes()
+    }
+
+    /// Lets files be used again whose groups all lie before `tail`.
+    pub fn release(&self, tail: Position) {
+        self.ring.borrow_mut().release(tail);
+        self.ring_changed.wake_all();
+    }
+
+    /// Bytes of the ring in use, of so many.
+    #[must_use]
+    pub fn usage(&self) -> (u64, u64) {
+        let ring = self.ring.borrow();
+        (ring.used_bytes(), ring.capacity_bytes())
+    }
+
+    /// How often a group waited for room.
+    #[must_use]
+    pub fn stalls(&self) -> u64 {
+        self.stalls.get()
+    }
+
+    /// Largest record it takes; what is larger can only be written straight to a segment.
+    #[must_use]
+    pub fn record_bytes_max(&self) -> u64 {
+        self.config.slot_bytes - 2 * BLOCK
+    }
+}

@@ -1,0 +1,279 @@
+//! What idempotent producers wrote last (KIP-98): a window of five batches each, so that a retry is answered
+//! with the first offset instead of being appended again, and a gap is refused.
+
+use std::collections::{HashMap, VecDeque};
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::{
+    batch::BatchHeader,
+    error::AppendError,
+    types::{Offset, ProducerEpoch, ProducerId},
+};
+
+/// Batches remembered per producer: the most that a client may have in flight with idempotence on.
+pub const WINDOW: usize = 5;
+
+/// Producers remembered per partition; above it the one idle longest is forgotten, as if it had expired.
+pub const PRODUCERS_MAX: usize = 100_000;
+
+/// One remembered batch.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WrittenBatch {
+    /// First sequence number.
+    pub first_sequence: i32,
+    /// Last sequence number.
+    pub last_sequence: i32,
+    /// Offset of the first record.
+    pub first_offset: Offset,
+    /// Offset of the last record.
+    pub last_offset: Offset,
+}
+
+/// One producer's state on one partition.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct ProducerEntry {
+    /// Latest epoch.
+    pub epoch: ProducerEpoch,
+    /// Oldest first.
+    pub window: VecDeque<WrittenBatch>,
+    /// When it last wrote, ms since 1970 by the broker's clock.
+    pub last_written_ms: i64,
+}
+
+impl ProducerEntry {
+    /// Last sequence number written under the current epoch, -1 if none.
+    #[must_use]
+    pub fn last_sequence(&self) -> i32 {
+        self.window.back().map_or(-1, |b| b.last_sequence)
+    }
+}
+
+/// What a batch's sequence numbers say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SequenceCheck {
+    /// To be appended.
+    New,
+    /// Already there.
+    Duplicate {
+        /// Its first offset.
+        base_offset: Offset,
+        /// Its last offset.
+        last_offset: Offset,
+    },
+}
+
+/// All producers of a partition.
+#[derive(Archive, Serialize, Deserialize, Clone, Default, PartialEq, Eq, Debug)]
+pub struct ProducerStates {
+    entries: HashMap<ProducerId, ProducerEntry>,
+}
+
+/// Sequence numbers wrap from `i32::MAX` to 0.
+fn add_sequence(sequence: i32, n: i32) -> i32 {
+    ((i64::from(sequence) + i64::from(n)) % (i64::from(i32::MAX) + 1)) as i32
+}
+
+impl ProducerStates {
+    /// What is to be done with a batch. Batches without producer id are always new.
+    ///
+    /// # Errors
+    /// [`AppendError::ProducerFenced`] for an old epoch, [`AppendError::OutOfOrderSequence`] for a gap.
+    pub fn check(&self, header: &BatchHeader) -> Result<SequenceCheck, AppendError> {
+        if header.producer_id < 0 {
+            return Ok(SequenceCheck::New);
+        }
+        let Some(entry) = self.entries.get(&header.producer_id) else {
+            // Unknown or expired: any first sequence is taken, as Kafka does since KIP-360.
+            return Ok(SequenceCheck::New);
+        };
+        let out_of_order = |expected| AppendError::OutOfOrderSequence {
+            producer_id: header.producer_id,
+            expected,
+            got: header.base_sequence,
+        };
+        if header.producer_epoch < entry.epoch {
+            return Err(AppendError::ProducerFenced {
+                producer_id: header.producer_id,
+                current: entry.epoch,
+                got: header.producer_epoch,
+            });
+        }
+        if header.producer_epoch > entry.epoch {
+            return if header.base_sequence == 0 {
+                Ok(SequenceCheck::New)
+            } else {
+                Err(out_of_order(0))
+            };
+        }
+        let last = add_sequence(header.base_sequence, header.record_count - 1);
+        if let Some(seen) = entry
+            .window
+            .iter()
+            .find(|b| b.first_sequence == header.base_sequence && b.last_sequence == last)
+        {
+            return Ok(SequenceCheck::Duplicate {
+                base_offset: seen.first_offset,
+                last_offset: seen.last_offset,
+            });
+        }
+        match entry.window.back() {
+            None => Ok(SequenceCheck::New),
+            Some(b) if add_sequence(b.last_sequence, 1) == header.base_sequence => Ok(SequenceCheck::New),
+            Some(b) => Err(out_of_order(add_sequence(b.last_sequence, 1))),
+        }
+    }
+
+    /// Notes an appended batch. Noting a batch a second time (replay over a snapshot) changes nothing.
+    pub fn note(&mut self, header: &BatchHeader, now_ms: i64) {
+        if header.producer_id < 0 {
+            return;
+        }
+        let entry = self.entries.entry(header.producer_id).or_insert_with(|| ProducerEntry {
+            epoch: header.producer_epoch,
+            window: VecDeque::with_capacity(WINDOW),
+            last_written_ms: now_ms,
+        });
+        if entry.window.back().is_some_and(|b| b.last_offset >= header.base_offset) {
+            return;
+        }
+        if header.producer_epoch != entry.epoch {
+            entry.epoch = header.producer_epoch;
+            entry.window.clear();
+        }
+        if entry.window.len() == WINDOW {
+            entry.window.pop_front();
+        }
+        entry.window.push_back(WrittenBatch {
+            first_sequence: header.base_sequence,
+            last_sequence: add_sequence(header.base_sequence, header.record_count - 1),
+            first_offset: header.base_offset,
+            last_offset: header.last_offset,
+        });
+        entry.last_written_ms = now_ms;
+        if self.entries.len() > PRODUCERS_MAX
+            && let Some(oldest) = self.entries.iter().min_by_key(|(_, e)| e.last_written_ms).map(|(id, _)| *id)
+        {
+            self.entries.remove(&oldest);
+        }
+    }
+
+    /// Forgets batches at or beyond `log_end`, which did not become durable.
+    pub fn forget_from(&mut self, log_end: Offset) {
+        for entry in self.entries.values_mut() {
+            entry.window.retain(|b| b.last_offset < log_end);
+        }
+        self.entries.retain(|_, e| !e.window.is_empty());
+    }
+
+    /// Forgets producers that last wrote before `before_ms`.
+    pub fn expire(&mut self, before_ms: i64) {
+        self.entries.retain(|_, e| e.last_written_ms >= before_ms);
+    }
+
+    /// Producers, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (ProducerId, &ProducerEntry)> {
+        self.entries.iter().map(|(id, e)| (*id, e))
+    }
+
+    /// Whether no producer is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{batch::{PayloadFormat, RecordKind}, types::PartitionKey};
+
+    fn header(epoch: i16, sequence: i32, count: i32, offset: i64) -> BatchHeader {
+        BatchHeader {
+            kind: RecordKind::Batch,
+            format: PayloadFormat::KafkaV2,
+            key: PartitionKey {
+                topic: uuid::Uuid::nil(),
+                partition: 0,
+            },
+            base_offset: offset,
+            last_offset: offset + i64::from(count) - 1,
+            leader_epoch: 0,
+            record_count: count,
+            attributes: 0,
+            base_timestamp: 0,
+            max_timestamp: 0,
+            producer_id: 7,
+            producer_epoch: epoch,
+            base_sequence: sequence,
+            payload_len: 0,
+            payload_crc: 0,
+            segment_base: 0,
+            segment_position: 0,
+        }
+    }
+
+    #[test]
+    fn sequences_are_checked_like_kafka_does() {
+        let mut states = ProducerStates::default();
+        let mut offset = 0;
+        for (epoch, sequence, expected) in [
+            (0, 5, "new"),
+            (0, 5, "duplicate"),
+            (0, 7, "new"),
+            (0, 10, "gap"),
+            (0, 3, "gap"),
+            (1, 4, "gap"),
+            (1, 0, "new"),
+            (0, 9, "fenced"),
+            (1, 2, "new"),
+        ] {
+            let h = header(epoch, sequence, 2, offset);
+            let got = match states.check(&h) {
+                Ok(SequenceCheck::New) => {
+                    states.note(&h, 0);
+                    offset += 2;
+                    "new"
+                }
+                Ok(SequenceCheck::Duplicate { .. }) => "duplicate",
+                Err(AppendError::OutOfOrderSequence { .. }) => "gap",
+                Err(AppendError::ProducerFenced { .. }) => "fenced",
+                Err(other) => panic!("{other}"),
+            };
+            assert_eq!(got, expected, "epoch {epoch} sequence {sequence}");
+        }
+    }
+
+    #[test]
+    fn the_window_is_five_batches_and_wraps() {
+        let mut states = ProducerStates::default();
+        let mut sequence = i32::MAX - 3;
+        let mut seen = Vec::new();
+        for i in 0..8 {
+            let h = header(0, sequence, 1, i);
+            assert_eq!(states.check(&h).expect("in order"), SequenceCheck::New);
+            states.note(&h, 0);
+            seen.push(h);
+            sequence = add_sequence(sequence, 1);
+        }
+        assert_eq!(sequence, 4);
+        for h in &seen[3..] {
+            assert!(matches!(
+                states.check(h),
+                Ok(SequenceCheck::Duplicate { base_offset, .. }) if base_offset == h.base_offset
+            ));
+        }
+        assert!(matches!(states.check(&seen[2]), Err(AppendError::OutOfOrderSequence { .. })));
+    }
+
+    #[test]
+    fn noting_twice_changes_nothing() {
+        let mut states = ProducerStates::default();
+        for i in 0..4 {
+            states.note(&header(0, i, 1, i64::from(i)), 0);
+        }
+        let before = states.clone();
+        states.note(&header(0, 2, 1, 2), 9);
+        assert_eq!(states, before);
+    }
+}

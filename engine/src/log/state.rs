@@ -1,0 +1,264 @@
+//! Offsets and places: what a log decides, without doing it.
+
+use crate::{
+    batch::BatchHeader,
+    layout::BLOCK,
+    log::{EpochCache, ProducerStates},
+    types::{LeaderEpoch, Offset, PartitionKey, align_up},
+};
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// The settings of a topic that its log acts on, with Kafka's names in snake case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogConfig {
+    /// A segment is closed before it grows beyond this.
+    pub segment_bytes: u64,
+    /// A segment is closed this long after its first append.
+    pub segment_ms: i64,
+    /// Records older than this may go; -1 for never.
+    pub retention_ms: i64,
+    /// The log is cut to this size; -1 for never.
+    pub retention_bytes: i64,
+    /// A flush is due after so many records; 1 is "before every acknowledgement".
+    pub flush_messages: i64,
+    /// A flush is due so long after an unflushed append.
+    pub flush_ms: i64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 1 << 30,
+            segment_ms: 7 * 24 * 3_600_000,
+            retention_ms: 7 * 24 * 3_600_000,
+            retention_bytes: -1,
+            flush_messages: 1,
+            flush_ms: i64::MAX,
+        }
+    }
+}
+
+/// A segment as the log knows it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentMeta {
+    /// Offset of its first batch, and its name.
+    pub base: Offset,
+    /// Byte behind its last batch; the next one goes there if the segment is the last.
+    pub end: u64,
+    /// Largest timestamp in it, ms; `i64::MIN` while empty.
+    pub max_timestamp: i64,
+    /// Offset of the batch that has it.
+    pub max_timestamp_offset: Offset,
+    /// When its first batch was appended, ms by the broker's clock.
+    pub created_ms: i64,
+}
+
+/// One partition's log.
+///
+/// Invariants: `log_start ≤ high_watermark ≤ log_end`; segments are ordered by base, the last is the one
+/// appended to; the first segment's base is at or below `log_start`.
+#[derive(Clone, Debug)]
+pub struct LogState {
+    /// Whose log.
+    pub key: PartitionKey,
+    log_start: Offset,
+    high_watermark: Offset,
+    log_end: Offset,
+    /// Leaderships.
+    pub epochs: EpochCache,
+    /// Idempotent producers.
+    pub producers: ProducerStates,
+    segments: Vec<SegmentMeta>,
+}
+
+impl LogState {
+    /// An empty log.
+    #[must_use]
+    pub fn new(key: PartitionKey) -> Self {
+        Self::restore(key, 0, 0, EpochCache::default(), ProducerStates::default(), Vec::new())
+    }
+
+    /// A log as a checkpoint describes it; everything in it is durable.
+    #[must_use]
+    pub fn restore(
+        key: PartitionKey,
+        log_start: Offset,
+        log_end: Offset,
+        epochs: EpochCache,
+        producers: ProducerStates,
+        segments: Vec<SegmentMeta>,
+    ) -> Self {
+        let state = Self {
+            key,
+            log_start,
+            high_watermark: log_end,
+            log_end,
+            epochs,
+            producers,
+            segments,
+        };
+        state.assert_order();
+        state
+    }
+
+    fn assert_order(&self) {
+        assert!(
+            self.log_start <= self.high_watermark && self.high_watermark <= self.log_end,
+            "{}: log start {} ≤ high watermark {} ≤ log end {} does not hold",
+            self.key,
+            self.log_start,
+            self.high_watermark,
+            self.log_end
+        );
+    }
+
+    /// First offset that can be read.
+    #[must_use]
+    pub fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// Offset behind the last one that consumers may see: all below are as durable as the flush policy asks.
+    #[must_use]
+    pub fn high_watermark(&self) -> Offset {
+        self.high_watermark
+    }
+
+    /// Next offset to be assigned.
+    #[must_use]
+    pub fn log_end(&self) -> Offset {
+        self.log_end
+    }
+
+    /// All segments, oldest first.
+    #[must_use]
+    pub fn segments(&self) -> &[SegmentMeta] {
+        &self.segments
+    }
+
+    /// Bytes of all segments.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.end).sum()
+    }
+
+    /// Gives a batch its offsets, its epoch and its place, rolling the segment if it is due. `direct` batches
+    /// begin on a block of their own and leave the rest of their last one unused. Returns whether a new segment began.
+    pub fn assign(
+        &mut self,
+        header: &mut BatchHeader,
+        epoch: LeaderEpoch,
+        config: &LogConfig,
+        now_ms: i64,
+        direct: bool,
+    ) -> bool {
+        header.last_offset += self.log_end - header.base_offset;
+        header.base_offset = self.log_end;
+        header.leader_epoch = epoch;
+        let need = header.stored_len();
+        let rolled = self.segments.last().is_none_or(|s| {
+            s.end > BLOCK && (s.end + need > config.segment_bytes.max(2 * BLOCK) || now_ms - s.created_ms >= config.segment_ms)
+        });
+        if rolled {
+            self.segments.push(SegmentMeta {
+                base: header.base_offset,
+                end: BLOCK,
+                max_timestamp: i64::MIN,
+                max_timestamp_offset: header.base_offset,
+                created_ms: now_ms,
+            });
+        }
+        let segment = self.segments.last_mut().expect("a segment was just ensured");
+        header.segment_base = segment.base;
+        header.segment_position = if direct { align_up(segment.end, BLOCK) } else { segment.end };
+        self.apply(header, now_ms);
+        if direct {
+            self.close_block();
+        }
+        rolled
+    }
+
+    /// Takes in a batch whose offsets and place are decided: a new one, or one that replay brings back.
+    pub fn apply(&mut self, header: &BatchHeader, now_ms: i64) {
+        assert_eq!(
+            header.base_offset, self.log_end,
+            "{}: offsets are contiguous",
+            self.key
+        );
+        if self.segments.last().is_none_or(|s| s.base != header.segment_base) {
+            self.segments.push(SegmentMeta {
+                base: header.segment_base,
+                end: BLOCK,
+                max_timestamp: i64::MIN,
+                max_timestamp_offset: header.base_offset,
+                created_ms: now_ms,
+            });
+        }
+        let segment = self.segments.last_mut().expect("a segment was just ensured");
+        segment.end = header.segment_end();
+        if header.max_timestamp > segment.max_timestamp {
+            segment.max_timestamp = header.max_timestamp;
+            segment.max_timestamp_offset = header.last_offset;
+        }
+        self.epochs.note(header.leader_epoch, header.base_offset);
+        self.producers.note(header, now_ms);
+        self.log_end = header.last_offset + 1;
+    }
+
+    /// Closes the last segment: the next append begins a new one.
+    pub fn roll(&mut self, now_ms: i64) {
+        if self.segments.last().is_some_and(|s| s.base < self.log_end) {
+            self.segments.push(SegmentMeta {
+                base: self.log_end,
+                end: BLOCK,
+                max_timestamp: i64::MIN,
+                max_timestamp_offset: self.log_end,
+                created_ms: now_ms,
+            });
+        }
+    }
+
+    /// Leaves the rest of the last block unused, so that what was written there is never rewritten.
+    pub fn close_block(&mut self) {
+        if let Some(segment) = self.segments.last_mut() {
+            segment.end = align_up(segment.end, BLOCK);
+        }
+    }
+
+    /// Moves the high watermark; it never goes back.
+    pub fn advance_high_watermark(&mut self, to: Offset) -> bool {
+        if to <= self.high_watermark {
+            return false;
+        }
+        self.high_watermark = to;
+        self.assert_order();
+        true
+    }
+
+    /// Whether the log start may move to `to`.
+    #[must_use]
+    pub fn can_start_at(&self, to: Offset) -> bool {
+        to <= self.high_watermark
+    }
+
+    /// Moves the log start (never back) and returns the segments that hold nothing any more.
+    pub fn advance_log_start(&mut self, to: Offset) -> Vec<SegmentMeta> {
+        if to > self.log_start {
+            self.log_start = to;
+            self.assert_order();
+            self.epochs.trim_start(to);
+        }
+        let mut gone = Vec::new();
+        // A segment ends where the next begins; the last one stays for appends.
+        while self.segments.len() > 1 && self.segments[1].base <= self.log_start {
+            gone.push(self.segments.remove(0));
+        }
+        gone
+    }
+
+    /// Index of the segment that holds `offset`.
+    #[must_use]
+    pub fn segment_index(&self, offset: Offset) -> Option<usize> {
+        self.segments.partition_point(|s| s.base <= offset).checked_sub(1)
+    }
+}

@@ -1,0 +1,201 @@
+//! From what a stopped or killed broker left to partitions ready for appends.
+//!
+//! 1. The latest incarnation's checkpoints say what the segments hold.
+//! 2. Its journals, all shards', are replayed from there: every batch goes to the place in its segment that it was
+//!    given when it was appended.
+//! 3. A base checkpoint of the next incarnation is stored; from then on the old journals mean nothing.
+//!
+//! Sealed segments are not read, so the time depends on the journals' size alone. Partitions are handed over
+//! without regard to the shards that had them, so the number of cores may change between starts.
+//! A crash during recovery leaves the old checkpoints and journals as they were: it begins again.
+//!
+//! | journal record | log end of its partition | what is done |
+//! |---|---|---|
+//! | batch or extent, last offset below the log end | – | skipped: in the segments already |
+//! | batch, first offset = log end | – | written to its place |
+//! | extent, first offset = log end | – | taken in: its payload was flushed before the record |
+//! | batch or extent, first offset beyond the log end | – | corruption: an acknowledged batch is missing |
+//! | log start | – | the log start moves, never back |
+
+use std::{collections::BTreeMap, path::Path};
+
+use crate::{
+    batch::{Batch, RecordKind},
+    checkpoint::{self, Checkpoint, Name, PartitionCheckpoint},
+    error::StorageError,
+    host::{Host, HostFile},
+    journal::{
+        Position,
+        replay::{self, Replay},
+    },
+    log::LogState,
+    segment::{self, FileCache, segment_path},
+    shard::ShardConfig,
+    types::PartitionKey,
+};
+
+/// What recovery hands over.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The incarnation to run as.
+    pub incarnation: u64,
+    /// Every partition found.
+    pub partitions: Vec<LogState>,
+    /// Batches replayed from journals.
+    pub replayed: u64,
+    /// Torn tails that were left out, as file and byte.
+    pub torn: Vec<(std::path::PathBuf, u64)>,
+}
+
+/// Recovers a data folder; an empty one gives nothing, as incarnation 1.
+///
+/// # Errors
+/// [`StorageError::Corrupt`] if acknowledged records are damaged or missing, [`StorageError::Incompatible`] for files
+/// of another format, and any failure of the disk.
+pub async fn recover<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Result<Recovered, StorageError> {
+    let found = checkpoint::load(host, &config.checkpoint_dir()).await?;
+    let mut logs: BTreeMap<PartitionKey, LogState> = BTreeMap::new();
+    let mut replay_from: BTreeMap<u32, Position> = (0..found.base.shards).map(|s| (s, Position::START)).collect();
+    for partition in found.base.partitions {
+        logs.insert(partition.key(), partition.restore());
+    }
+    for (shard, checkpoint) in found.shards {
+        replay_from.insert(shard, checkpoint.replay_from());
+        for partition in checkpoint.partitions {
+            logs.insert(partition.key(), partition.restore());
+        }
+    }
+    let mut out = Recovered {
+        incarnation: found.incarnation + 1,
+        partitions: Vec::new(),
+        replayed: 0,
+        torn: Vec::new(),
+    };
+    let files = FileCache::new(host.clone(), config.logs_dir(), config.open_files);
+    for (shard, from) in replay_from {
+        let journal = replay::replay(host, &config.journal_dir(), shard, found.incarnation, from).await?;
+        out.torn.extend(journal.torn_at.clone());
+        apply(host, &files, &config.logs_dir(), journal, &mut logs, &mut out.replayed).await?;
+    }
+    // What is appended from now on begins in blocks of its own.
+    logs.values_mut().for_each(LogState::close_block);
+    out.partitions = logs.into_values().collect();
+    store_base(host, config, out.incarnation, shards, &out.partitions).await?;
+    Ok(out)
+}
+
+/// Stores the base checkpoint of a new incarnation and removes those before.
+async fn store_base<H: Host>(
+    host: &H,
+    config: &ShardConfig,
+    incarnation: u64,
+    shards: u32,
+    partitions: &[LogState],
+) -> Result<(), StorageError> {
+    let captured = partitions
+        .iter()
+        .map(|state| PartitionCheckpoint::capture(state, state.log_end()))
+        .collect();
+    let dir = config.checkpoint_dir();
+    host.create_dir(&dir).map_err(|source| StorageError::Io {
+        operation: "create",
+        path: dir.clone(),
+        source,
+    })?;
+    let name = Name::Base { incarnation };
+    checkpoint::store(host, &dir, name, &Checkpoint::new(Position::START, shards, captured)).await?;
+    checkpoint::remove_others(host, &dir, incarnation).await
+}
+
+async fn apply<H: Host>(
+    host: &H,
+    files: &FileCache<H>,
+    logs_dir: &Path,
+    journal: Replay,
+    logs: &mut BTreeMap<PartitionKey, LogState>,
+    replayed: &mut u64,
+) -> Result<(), StorageError> {
+    let now = host.now_ms();
+    let mut to_write: BTreeMap<PartitionKey, Vec<Batch>> = BTreeMap::new();
+    for record in journal.records {
+        let key = record.header.key;
+        let log = logs.entry(key).or_insert_with(|| LogState::new(key));
+        if record.header.kind == RecordKind::LogStart {
+            for gone in log.advance_log_start(record.header.base_offset.min(log.log_end())) {
+                remove_segment(host, logs_dir, key, gone.base)?;
+            }
+            continue;
+        }
+        if record.header.last_offset < log.log_end() {
+            continue;
+        }
+        if record.header.base_offset != log.log_end() {
+            return Err(StorageError::Corrupt {
+                path: segment_path(logs_dir, &key, record.header.segment_base),
+                position: record.header.segment_position,
+                reason: format!(
+                    "the journal goes on at offset {} but the log ends at {}: acknowledged records are missing",
+                    record.header.base_offset,
+                    log.log_end()
+                ),
+            });
+        }
+        log.apply(&record.header, now);
+        log.advance_high_watermark(record.header.last_offset + 1);
+        *replayed += 1;
+        if record.header.kind == RecordKind::Batch {
+            to_write.entry(key).or_default().push(record);
+        }
+    }
+    for (key, mut batches) in to_write {
+        if let Some(log) = logs.get(&key) {
+            // A segment that a later record removed is not brought back.
+            batches.retain(|b| log.segments().iter().any(|s| s.base == b.header.segment_base));
+        }
+        write(host, files, logs_dir, key, &batches).await?;
+    }
+    Ok(())
+}
+
+fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
+    for path in [segment_path(logs_dir, &key, base), segment::index_path(logs_dir, &key, base)] {
+        match host.remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StorageError::Io {
+                    operation: "remove",
+                    path,
+                    source,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn write<H: Host>(
+    host: &H,
+    files: &FileCache<H>,
+    logs_dir: &Path,
+    key: PartitionKey,
+    batches: &[Batch],
+) -> Result<(), StorageError> {
+    let mut touched = Vec::new();
+    for run in segment::runs(batches) {
+        let base = run[0].header.segment_base;
+        let file = files.get(key, base, true).await?;
+        let path = segment_path(logs_dir, &key, base);
+        segment::write_run(host, &file, &path, run).await?;
+        if touched.last().is_none_or(|(b, _, _)| *b != base) {
+            touched.push((base, file, path));
+        }
+    }
+    for (_, file, path) in touched {
+        file.flush().await.map_err(|source| StorageError::Io {
+            operation: "flush",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Segment files: their names, their headers, and how runs of batches become whole blocks.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use crate::{
+    batch::Batch,
+    error::StorageError,
+    host::{Host, HostFile, OpenMode, SharedFile},
+    layout::{BLOCK, FileHeader, FileKind},
+    types::{Offset, PartitionKey, align_up},
+};
+
+/// Bytes written by one operation during write-back.
+const PIECE: u64 = 1 << 20;
+
+/// Folder of a topic's partitions.
+#[must_use]
+pub fn topic_dir(logs: &Path, key: &PartitionKey) -> PathBuf {
+    logs.join(key.topic.simple().to_string())
+}
+
+/// Folder of one partition.
+#[must_use]
+pub fn partition_dir(logs: &Path, key: &PartitionKey) -> PathBuf {
+    topic_dir(logs, key).join(key.partition.to_string())
+}
+
+/// File of a segment.
+#[must_use]
+pub fn segment_path(logs: &Path, key: &PartitionKey, base: Offset) -> PathBuf {
+    partition_dir(logs, key).join(format!("{base:020}.segment"))
+}
+
+/// File of a sealed segment's index.
+#[must_use]
+pub fn index_path(logs: &Path, key: &PartitionKey, base: Offset) -> PathBuf {
+    partition_dir(logs, key).join(format!("{base:020}.index"))
+}
+
+fn fail<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> StorageError + use<'a> {
+    move |source| StorageError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Open segment files of a shard, at most so many; the one used longest ago is closed for the next.
+pub struct FileCache<H: Host> {
+    host: H,
+    logs: PathBuf,
+    limit: usize,
+    open: RefCell<HashMap<(PartitionKey, Offset), (SharedFile<H>, u64)>>,
+    clock: std::cell::Cell<u64>,
+}
+
+impl<H: Host> FileCache<H> {
+    /// A cache for files under `logs`.
+    #[must_use]
+    pub fn new(host: H, logs: PathBuf, limit: usize) -> Self {
+        Self {
+            host,
+            logs,
+            limit: limit.max(1),
+            open: RefCell::default(),
+            clock: std::cell::Cell::new(0),
+        }
+    }
+
+    /// Folder of all logs.
+    #[must_use]
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The file of a segment, opened if it is not. With `create` it is made, its folders too, durably.
+    ///
+    /// # Errors
+    /// Any failure of the disk.
+    pub async fn get(&self, key: PartitionKey, base: Offset, create: bool) -> Result<SharedFile<H>, StorageError> {
+        let now = self.clock.get() + 1;
+        self.clock.set(now);
+        if let Some((file, used)) = self.open.borrow_mut().get_mut(&(key, base)) {
+            *used = now;
+            return Ok(Rc::clone(file));
+        }
+        let path = segment_path(&self.logs, &key, base);
+        let file = match self.host.open(&path, OpenMode::Existing).await {
+            Ok(file) => file,
+            Err(e) if create && e.kind() == std::io::ErrorKind::NotFound => self.create(key, &path).await?,
+            Err(e) => return Err(fail("open", &path)(e)),
+        };
+        let file = Rc::new(file);
+        let mut open = self.open.borrow_mut();
+        if open.len() >= self.limit
+            && let Some(oldest) = open.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| *k)
+        {
+            open.remove(&oldest);
+        }
+        open.insert((key, base), (Rc::clone(&file), now));
+        Ok(file)
+    }
+
+    async fn create(&self, key: PartitionKey, path: &Path) -> Result<H::File, StorageError> {
+        let dir = partition_dir(&self.logs, &key);
+        let topic = topic_dir(&self.logs, &key);
+        let new_dir = self.host.list(&dir).map_err(fail("list", &dir))?.is_empty();
+        self.host.create_dir(&dir).map_err(fail("create", &dir))?;
+        let file = self.host.open(path, OpenMode::Create).await.map_err(fail("create", path))?;
+        self.host.sync_dir(&dir).await.map_err(fail("sync", &dir))?;
+        if new_dir {
+            self.host.sync_dir(&topic).await.map_err(fail("sync", &topic))?;
+            self.host.sync_dir(&self.logs).await.map_err(fail("sync", &self.logs))?;
+        }
+        Ok(file)
+    }
+
+    /// Closes what is open of a partition, or one segment of it.
+    pub fn forget(&self, key: PartitionKey, base: Option<Offset>) {
+        self.open
+            .borrow_mut()
+            .retain(|(k, b), _| *k != key || base.is_some_and(|base| base != *b));
+    }
+}
+
+/// Writes batches that stand side by side in one segment, in whole blocks. The first begins on a block and
+/// nothing else stands in the last one's.
+///
+/// # Errors
+/// Any failure of the disk; what was written is then unknown.
+pub async fn write_run<H: Host>(host: &H, file: &H::File, path: &Path, run: &[Batch]) -> Result<(), StorageError> {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else {
+        return Ok(());
+    };
+    let start = first.header.segment_position;
+    assert_eq!(start % BLOCK, 0, "{}: a run begins on a block", path.display());
+    let end = align_up(last.header.segment_end(), BLOCK);
+    // The segment's header goes out with its first batch.
+    let mut at = if start == BLOCK { 0 } else { start };
+    let mut next = 0;
+    while at < end {
+        let piece_end = (at + PIECE).min(end);
+        let mut buf = host.buffer((piece_end - at) as usize);
+        if at == 0 {
+            FileHeader {
+                kind: FileKind::Segment,
+                topic: first.header.key.topic,
+                number: first.header.key.partition,
+                base: first.header.segment_base,
+            }
+            .encode(&mut buf);
+        }
+        while let Some(batch) = run.get(next) {
+            let (from, to) = (batch.header.segment_position, batch.header.segment_end());
+            if from >= piece_end {
+                break;
+            }
+            if from >= at && to <= piece_end {
+                batch.encode(&mut buf[(from - at) as usize..(to - at) as usize]);
+            } else {
+                let mut whole = vec![0; (to - from) as usize];
+                batch.encode(&mut whole);
+                let (low, high) = (from.max(at), to.min(piece_end));
+                buf[(low - at) as usize..(high - at) as usize]
+                    .copy_from_slice(&whole[(low - from) as usize..(high - from) as usize]);
+            }
+            if to > piece_end {
+                break;
+            }
+            next += 1;
+        }
+        file.write_at(buf, at).await.map_err(fail("write", path))?;
+        at = piece_end;
+    }
+    Ok(())
+}
+
+/// Cuts batches of one partition into runs that stand side by side in one segment.
+pub fn runs(batches: &[Batch]) -> impl Iterator<Item = &[Batch]> {
+    batches.chunk_by(|a, b| {
+        a.header.segment_base == b.header.segment_base && a.header.segment_end() == b.header.segment_position
+    })
+}

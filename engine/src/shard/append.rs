@@ -1,0 +1,378 @@
+//! Taking batches in: offsets and places at once, then the journal, or the segment directly for large ones.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::{
+    batch::{Batch, BatchHeader, PayloadFormat, RecordKind},
+    error::{AppendError, StorageError},
+    host::{Host, HostFile},
+    journal::Entry,
+    kafka_batch::BatchInfo,
+    log::SequenceCheck,
+    segment::{self, segment_path},
+    shard::{
+        Shard,
+        commit::Completion,
+        partition::{Gated, Partition, TAIL_OVERHEAD, TailEntry},
+    },
+    sync::Permit,
+    types::{LeaderEpoch, Offset, PartitionKey},
+};
+
+/// Bytes of large batches of one partition written between two flushes.
+const DIRECT_GROUP_BYTES: u64 = 4 << 20;
+
+/// What an append was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Appended {
+    /// First offset.
+    pub base_offset: Offset,
+    /// Offset behind the last record; the append is acknowledged when the high watermark is there.
+    pub end_offset: Offset,
+    /// First offset of the log.
+    pub log_start: Offset,
+    /// The batches were there already (an idempotent producer's retry).
+    pub duplicate: bool,
+}
+
+impl<H: Host> Shard<H> {
+    /// Appends checked Kafka batches to a partition: all or none, at once, in the order of the calls. They
+    /// are durable when [`Partition::wait_high_watermark`] of the returned end says so.
+    ///
+    /// # Errors
+    /// [`AppendError`]; nothing is appended then.
+    pub fn append(
+        &self,
+        key: PartitionKey,
+        epoch: LeaderEpoch,
+        batches: Vec<(BatchInfo, Bytes)>,
+        permit: Permit,
+    ) -> Result<Appended, AppendError> {
+        let headers = batches
+            .into_iter()
+            .map(|(info, payload)| Batch {
+                header: BatchHeader::for_kafka(key, &info, &payload),
+                payload,
+            })
+            .collect();
+        self.append_batches(key, epoch, headers, permit)
+    }
+
+    /// Appends a record of the metadata log.
+    ///
+    /// # Errors
+    /// [`AppendError`]; nothing is appended then.
+    pub fn append_metadata(
+        &self,
+        key: PartitionKey,
+        epoch: LeaderEpoch,
+        payload: Bytes,
+        permit: Permit,
+    ) -> Result<Appended, AppendError> {
+        let now = self.0.host.now_ms();
+        let header = BatchHeader {
+            kind: RecordKind::Batch,
+            format: PayloadFormat::Metadata,
+            key,
+            base_offset: 0,
+            last_offset: 0,
+            leader_epoch: epoch,
+            record_count: 1,
+            attributes: 0,
+            base_timestamp: now,
+            max_timestamp: now,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            payload_len: payload.len() as u32,
+            payload_crc: crc32c::crc32c(&payload),
+            segment_base: 0,
+            segment_position: 0,
+        };
+        self.append_batches(key, epoch, vec![Batch { header, payload }], permit)
+    }
+
+    fn append_batches(
+        &self,
+        key: PartitionKey,
+        epoch: LeaderEpoch,
+        batches: Vec<Batch>,
+        permit: Permit,
+    ) -> Result<Appended, AppendError> {
+        let inner = &self.0;
+        let partition = self.partition(&key).ok_or(AppendError::UnknownPartition(key))?;
+        partition.check_healthy()?;
+        if let Some(stage) = inner.poisoned.borrow().clone() {
+            return Err(StorageError::Poisoned { stage }.into());
+        }
+        let bytes: u64 = batches.iter().map(|b| b.header.stored_len()).sum();
+        let Some(room) = inner.disk_room.get().checked_sub(bytes).filter(|_| !inner.disk_full.get()) else {
+            return Err(AppendError::DiskFull {
+                reason: format!(
+                    "fewer than {} bytes are free in {}",
+                    inner.config.free_bytes_min,
+                    inner.config.dir.display()
+                ),
+            });
+        };
+        if let Some(duplicate) = check_sequences(&partition, &batches)? {
+            return Ok(duplicate);
+        }
+        inner.disk_room.set(room);
+        let now = inner.host.now_ms();
+        let config = partition.config.get();
+        let permit = Rc::new(permit);
+        let base_offset = partition.state.borrow().log_end();
+        for mut batch in batches {
+            let direct = batch.payload.len() >= inner.config.direct_bytes_min;
+            let restarted_at = {
+                let mut state = partition.state.borrow_mut();
+                let before = state.segments().last().map(|s| (s.base, s.end));
+                state.assign(&mut batch.header, epoch, &config, now, direct);
+                before
+                    .filter(|(base, _)| *base == batch.header.segment_base)
+                    .map(|(_, end)| end)
+            };
+            partition.note_in_index(&batch, restarted_at);
+            self.push(&partition, batch, direct, &config, &permit);
+        }
+        let log_start = partition.state.borrow().log_start();
+        let end_offset = partition.state.borrow().log_end();
+        self.trim_tail();
+        Ok(Appended {
+            base_offset,
+            end_offset,
+            log_start,
+            duplicate: false,
+        })
+    }
+
+    fn push(
+        &self,
+        partition: &Rc<Partition>,
+        batch: Batch,
+        direct: bool,
+        config: &crate::log::LogConfig,
+        permit: &Rc<Permit>,
+    ) {
+        let counters = &self.0.counters;
+        counters.batches.set(counters.batches.get() + 1);
+        counters.bytes_in.set(counters.bytes_in.get() + batch.payload.len() as u64);
+        partition.tail.borrow_mut().push_back(TailEntry {
+            batch: batch.clone(),
+            written: false,
+        });
+        self.0
+            .tail_order
+            .borrow_mut()
+            .push_back((Rc::clone(partition), batch.header.base_offset));
+        self.0
+            .tail_bytes
+            .set(self.0.tail_bytes.get() + batch.payload.len() + TAIL_OVERHEAD);
+        let unflushed = partition.unflushed_messages.get() + i64::from(batch.header.record_count);
+        let must_flush = unflushed >= config.flush_messages || config.flush_ms == 0;
+        partition.unflushed_messages.set(if must_flush { 0 } else { unflushed });
+        if !must_flush {
+            self.arm_flush_timer(config.flush_ms);
+        }
+        let header = batch.header;
+        self.enter(
+            partition,
+            Entry {
+                batch,
+                must_flush,
+                context: Completion::Batch {
+                    partition: Rc::clone(partition),
+                    end_offset: header.last_offset + 1,
+                },
+                permit: Some(Rc::clone(permit)),
+            },
+            direct,
+        );
+    }
+
+    /// Hands an entry to the journal, behind any large batch of its partition that is not written yet.
+    pub(crate) fn enter(&self, partition: &Rc<Partition>, entry: Entry<Completion>, direct: bool) {
+        partition.entries_begun.set(partition.entries_begun.get() + 1);
+        let mut gate = partition.gate.borrow_mut();
+        if !direct && gate.entries.is_empty() {
+            drop(gate);
+            self.0.journal.push(entry);
+            return;
+        }
+        gate.entries.push_back(Gated {
+            entry,
+            written: direct.then_some(false),
+        });
+        if !gate.running {
+            gate.running = true;
+            let (shard, partition) = (self.clone(), Rc::clone(partition));
+            self.0.host.spawn(async move { shard.write_direct(&partition).await });
+        }
+    }
+
+    /// Writes a partition's large batches to their segments, as many as are there with one flush, and lets
+    /// what waits behind them go on.
+    async fn write_direct(&self, partition: &Rc<Partition>) {
+        loop {
+            let group: Vec<Batch> = {
+                let gate = partition.gate.borrow();
+                let mut bytes = 0;
+                gate.entries
+                    .iter()
+                    .filter(|g| g.written == Some(false))
+                    .take_while(|g| {
+                        let first = bytes == 0;
+                        bytes += g.entry.batch.header.stored_len();
+                        first || bytes <= DIRECT_GROUP_BYTES
+                    })
+                    .map(|g| g.entry.batch.clone())
+                    .collect()
+            };
+            if group.is_empty() {
+                partition.gate.borrow_mut().running = false;
+                return;
+            }
+            let written = self.write_to_segments(partition, &group).await;
+            let to_journal = match written {
+                Ok(()) => false,
+                // The journal has room of its own; the segment gets the batch when the disk has room again.
+                Err(e) if e.is_disk_full() && self.fits_journal(&group) => {
+                    self.0.disk_full.set(true);
+                    true
+                }
+                Err(e) => {
+                    tracing::error!(partition = %partition.key, error = %e, "the partition is offline: its segment cannot be written");
+                    partition.poison(&e.to_string());
+                    partition.gate.borrow_mut().entries.clear();
+                    partition.gate.borrow_mut().running = false;
+                    return;
+                }
+            };
+            if !to_journal {
+                self.mark_written(partition, &group);
+                self.0
+                    .counters
+                    .direct_batches
+                    .set(self.0.counters.direct_batches.get() + group.len() as u64);
+            }
+            let mut gate = partition.gate.borrow_mut();
+            for gated in gate.entries.iter_mut().filter(|g| g.written == Some(false)).take(group.len()) {
+                gated.written = Some(true);
+                if !to_journal {
+                    gated.entry.batch.header.kind = RecordKind::Extent;
+                }
+            }
+            while gate.entries.front().is_some_and(|g| g.written != Some(false)) {
+                if let Some(gated) = gate.entries.pop_front() {
+                    self.0.journal.push(gated.entry);
+                }
+            }
+        }
+    }
+
+    fn fits_journal(&self, batches: &[Batch]) -> bool {
+        batches
+            .iter()
+            .all(|b| b.header.stored_len() <= self.0.journal.record_bytes_max())
+    }
+
+    /// Writes batches of one partition where they belong and flushes every file touched.
+    pub(crate) async fn write_to_segments(&self, partition: &Partition, batches: &[Batch]) -> Result<(), StorageError> {
+        let inner = &self.0;
+        let mut flush_last = None;
+        for run in segment::runs(batches) {
+            let base = run[0].header.segment_base;
+            let file = inner.files.get(partition.key, base, true).await?;
+            let path = segment_path(inner.files.logs(), &partition.key, base);
+            segment::write_run(&inner.host, &file, &path, run).await?;
+            inner.read_cache.invalidate(
+                partition.key,
+                base,
+                run[0].header.segment_position,
+                run[run.len() - 1].header.segment_end(),
+            );
+            if let Some((b, old, old_path)) = flush_last.replace((base, file, path))
+                && b != base
+            {
+                flush(&*old, old_path).await?;
+            }
+        }
+        if let Some((_, file, path)) = flush_last {
+            flush(&*file, path).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes that batches are in their segments, so that memory may let them go.
+    pub(crate) fn mark_written(&self, partition: &Partition, batches: &[Batch]) {
+        let mut tail = partition.tail.borrow_mut();
+        for batch in batches {
+            let at = tail.partition_point(|e| e.batch.header.base_offset < batch.header.base_offset);
+            if let Some(entry) = tail.get_mut(at)
+                && entry.batch.header.base_offset == batch.header.base_offset
+            {
+                entry.written = true;
+            }
+        }
+        drop(tail);
+        self.trim_tail();
+    }
+
+    /// Lets the oldest batches go while memory is over its budget; asks for write-back where that is in the way.
+    pub(crate) fn trim_tail(&self) {
+        let inner = &self.0;
+        let mut order = inner.tail_order.borrow_mut();
+        while inner.tail_bytes.get() > inner.config.tail_bytes {
+            let Some((partition, offset)) = order.front() else { break };
+            let mut tail = partition.tail.borrow_mut();
+            match tail.front() {
+                Some(first) if first.batch.header.base_offset == *offset => {
+                    if !first.written {
+                        self.want_write_back();
+                        break;
+                    }
+                    let size = first.batch.payload.len() + TAIL_OVERHEAD;
+                    tail.pop_front();
+                    inner.tail_bytes.set(inner.tail_bytes.get().saturating_sub(size));
+                }
+                // Its partition was deleted.
+                _ => {}
+            }
+            drop(tail);
+            order.pop_front();
+        }
+    }
+}
+
+async fn flush<F: HostFile>(file: &F, path: std::path::PathBuf) -> Result<(), StorageError> {
+    file.flush().await.map_err(|source| StorageError::Io {
+        operation: "flush",
+        path,
+        source,
+    })
+}
+
+/// `Some` if all batches are a retry of what is there.
+fn check_sequences(partition: &Partition, batches: &[Batch]) -> Result<Option<Appended>, AppendError> {
+    let state = partition.state.borrow();
+    for batch in batches {
+        match state.producers.check(&batch.header)? {
+            SequenceCheck::New => {}
+            SequenceCheck::Duplicate {
+                base_offset,
+                last_offset,
+            } => {
+                return Ok(Some(Appended {
+                    base_offset,
+                    end_offset: last_offset + 1,
+                    log_start: state.log_start(),
+                    duplicate: true,
+                }));
+            }
+        }
+    }
+    Ok(None)
+}

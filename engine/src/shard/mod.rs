@@ -1,0 +1,308 @@
+//! One shard: its partitions, its journal, its caches, and the tasks that keep them going.
+//!
+//! Write path: [`Shard::admit`] (room in the queue) → [`Shard::append`] (offsets and places, at once) → the journal's
+//! next group, or straight to the segment for large batches (`append`) → `commit` (flushed: high watermark moves,
+//! waiters wake) → `writeback` (from memory to segments in large pieces; the journal's tail moves).
+//! Read path: the tail in memory, else `read` through the read cache.
+//!
+//! Runs on one thread; every borrow of a cell ends before the next await.
+
+mod append;
+mod commit;
+mod maintain;
+mod partition;
+mod read;
+mod writeback;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+
+pub use append::Appended;
+pub use partition::{Partition, PartitionStatus};
+pub use read::{FoundTime, Records};
+
+use crate::{
+    cache::ReadCache,
+    error::StorageError,
+    host::Host,
+    journal::{Journal, JournalConfig},
+    log::{LogConfig, LogState},
+    segment::FileCache,
+    sync::{Budget, Permit, WaitList},
+    types::{Offset, PartitionKey},
+};
+
+/// Sizes of a shard. All are limits: what happens at each is said here.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Data folder.
+    pub dir: PathBuf,
+    /// Number of this shard.
+    pub shard: u32,
+    /// This start of the broker; greater than any before.
+    pub incarnation: u64,
+    /// Bytes of one journal file.
+    pub journal_slot_bytes: u64,
+    /// Journal files; when all are in use appends wait for write-back.
+    pub journal_slots: u32,
+    /// Batches at least this long are written straight to their segment.
+    pub direct_bytes_min: usize,
+    /// Bytes of appends that wait for the disk; above it [`Shard::admit`] waits.
+    pub queue_bytes: u64,
+    /// Bytes of recent batches kept in memory; above it the oldest that are in segments go.
+    pub tail_bytes: usize,
+    /// Bytes of pieces read from segments.
+    pub read_cache_bytes: usize,
+    /// Open segment files; the one used longest ago is closed for the next.
+    pub open_files: usize,
+    /// Free bytes on the disk below which appends are refused.
+    pub free_bytes_min: u64,
+    /// A producer that has not written for so long is forgotten.
+    pub producer_expiration_ms: i64,
+}
+
+impl ShardConfig {
+    /// Folder of the journals.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        self.dir.join("journal")
+    }
+
+    /// Folder of the checkpoints.
+    #[must_use]
+    pub fn checkpoint_dir(&self) -> PathBuf {
+        self.dir.join("checkpoint")
+    }
+
+    /// Folder of the partitions.
+    #[must_use]
+    pub fn logs_dir(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+}
+
+/// Counters of a shard since it was opened.
+#[derive(Default, Debug)]
+pub struct Counters {
+    /// Groups written to the journal.
+    pub groups: Cell<u64>,
+    /// Batches in them.
+    pub batches: Cell<u64>,
+    /// Bytes of payload appended.
+    pub bytes_in: Cell<u64>,
+    /// Batches that went straight to segments.
+    pub direct_batches: Cell<u64>,
+    /// Passes of write-back.
+    pub writebacks: Cell<u64>,
+    /// Reads that found their records in memory.
+    pub tail_reads: Cell<u64>,
+    /// Reads that went to segments.
+    pub segment_reads: Cell<u64>,
+}
+
+pub(crate) struct Inner<H: Host> {
+    pub(crate) host: H,
+    pub(crate) config: ShardConfig,
+    pub(crate) partitions: RefCell<HashMap<PartitionKey, Rc<Partition>>>,
+    pub(crate) journal: Journal<H, commit::Completion>,
+    pub(crate) files: FileCache<H>,
+    pub(crate) read_cache: ReadCache,
+    pub(crate) queue: Rc<Budget>,
+    /// Batches in memory, oldest first: the order of eviction.
+    pub(crate) tail_order: RefCell<VecDeque<(Rc<Partition>, Offset)>>,
+    pub(crate) tail_bytes: Cell<usize>,
+    pub(crate) dirty: RefCell<Vec<Rc<Partition>>>,
+    pub(crate) writeback_wanted: Cell<bool>,
+    pub(crate) writeback_signal: WaitList,
+    pub(crate) writeback_done: WaitList,
+    pub(crate) writeback_running: Cell<bool>,
+    pub(crate) poisoned: RefCell<Option<String>>,
+    /// Bytes that may still be appended before the disk is asked again.
+    pub(crate) disk_room: Cell<u64>,
+    pub(crate) disk_full: Cell<bool>,
+    pub(crate) flush_timer: Cell<bool>,
+    pub(crate) closing: Cell<bool>,
+    pub(crate) counters: Counters,
+}
+
+/// A handle to a shard; clones are the same shard.
+pub struct Shard<H: Host>(pub(crate) Rc<Inner<H>>);
+
+impl<H: Host> Clone for Shard<H> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<H: Host> Shard<H> {
+    /// Opens a shard on partitions that recovery brought back, and starts its tasks.
+    ///
+    /// # Errors
+    /// Any failure of the disk.
+    pub async fn open(host: H, config: ShardConfig) -> Result<Self, StorageError> {
+        let journal = Journal::open(
+            host.clone(),
+            JournalConfig {
+                dir: config.journal_dir(),
+                shard: config.shard,
+                incarnation: config.incarnation,
+                slot_bytes: config.journal_slot_bytes,
+                slots: config.journal_slots,
+                group_bytes_max: (1 << 20).min(config.journal_slot_bytes / 4),
+            },
+        )
+        .await?;
+        let shard = Self(Rc::new(Inner {
+            journal,
+            files: FileCache::new(host.clone(), config.logs_dir(), config.open_files),
+            read_cache: ReadCache::new(config.read_cache_bytes),
+            queue: Budget::new(config.queue_bytes),
+            host,
+            partitions: RefCell::default(),
+            tail_order: RefCell::default(),
+            tail_bytes: Cell::new(0),
+            dirty: RefCell::default(),
+            writeback_wanted: Cell::new(false),
+            writeback_signal: WaitList::default(),
+            writeback_done: WaitList::default(),
+            writeback_running: Cell::new(false),
+            poisoned: RefCell::default(),
+            disk_room: Cell::new(0),
+            disk_full: Cell::new(false),
+            flush_timer: Cell::new(false),
+            closing: Cell::new(false),
+            counters: Counters::default(),
+            config,
+        }));
+        shard.check_disk_room();
+        let host = shard.0.host.clone();
+        let s = shard.clone();
+        host.spawn(async move { s.write_back_loop().await });
+        let s = shard.clone();
+        host.spawn(async move {
+            if let Err(error) = s.0.journal.grow().await {
+                tracing::warn!(shard = s.0.config.shard, %error, "the journal stays smaller than configured");
+            }
+        });
+        Ok(shard)
+    }
+
+    /// The task that writes the journal; run it with the priority of the foreground. Ends when the shard is
+    /// closed or poisoned.
+    pub async fn run_commits(&self) {
+        self.commit_loop().await;
+    }
+
+    /// Takes in a partition: one that recovery brought back, or a new one.
+    pub fn add_partition(&self, state: LogState, config: LogConfig) {
+        let key = state.key;
+        let partition = Rc::new(Partition::new(state, config));
+        self.0.partitions.borrow_mut().entry(key).or_insert(partition);
+    }
+
+    /// A partition of this shard.
+    #[must_use]
+    pub fn partition(&self, key: &PartitionKey) -> Option<Rc<Partition>> {
+        self.0.partitions.borrow().get(key).cloned()
+    }
+
+    /// All partitions of this shard.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<Rc<Partition>> {
+        self.0.partitions.borrow().values().cloned().collect()
+    }
+
+    /// Waits for room in the queue of appends, in the order of the calls.
+    pub async fn admit(&self, bytes: usize) -> Permit {
+        self.0.queue.acquire(bytes as u64).await
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// Bytes of the journal in use, of so many.
+    #[must_use]
+    pub fn journal_usage(&self) -> (u64, u64) {
+        self.0.journal.usage()
+    }
+
+    /// Bytes of batches and of read pieces in memory.
+    #[must_use]
+    pub fn memory(&self) -> (usize, usize) {
+        (self.0.tail_bytes.get(), self.0.read_cache.held())
+    }
+
+    /// The failure that took the whole shard offline, if one did.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<String> {
+        self.0.poisoned.borrow().clone()
+    }
+
+    pub(crate) fn poison_shard(&self, stage: &StorageError) {
+        tracing::error!(shard = self.0.config.shard, error = %stage, "the shard is offline: its journal failed; restart the broker after the disk is mended");
+        *self.0.poisoned.borrow_mut() = Some(stage.to_string());
+        for partition in self.partitions() {
+            partition.poison(&stage.to_string());
+        }
+        self.0.writeback_done.wake_all();
+    }
+
+    /// Writes everything to segments and a checkpoint, so that the next start has nothing to replay. Appends
+    /// must have ended.
+    ///
+    /// # Errors
+    /// Any failure of the disk.
+    pub async fn close(&self) -> Result<(), StorageError> {
+        self.flush_all().await?;
+        self.store_active_indexes().await;
+        self.0.closing.set(true);
+        self.0.writeback_signal.wake_all();
+        Ok(())
+    }
+
+    /// Asks the disk how much room is left; called now and then and after write-back.
+    pub(crate) fn check_disk_room(&self) {
+        let inner = &self.0;
+        match inner.host.free_space(&inner.config.dir) {
+            Ok(free) => {
+                let room = free.saturating_sub(inner.config.free_bytes_min);
+                inner.disk_room.set(room);
+                let full = room == 0;
+                if full != inner.disk_full.replace(full) {
+                    if full {
+                        tracing::error!(
+                            shard = inner.config.shard,
+                            free_bytes = free,
+                            needed_bytes = inner.config.free_bytes_min,
+                            "the disk is full: appends are refused until room returns, reads go on"
+                        );
+                    } else {
+                        tracing::info!(shard = inner.config.shard, free_bytes = free, "the disk has room again");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(shard = inner.config.shard, %error, "cannot ask for free space"),
+        }
+    }
+
+    /// Once a second, for as long as the shard lives: free space, expiry of producers and retention.
+    pub async fn run_housekeeping(&self) {
+        let mut round = 0_u64;
+        while !self.0.closing.get() {
+            self.0.host.sleep(Duration::from_secs(1)).await;
+            self.check_disk_room();
+            round += 1;
+            if round.is_multiple_of(30) {
+                self.apply_retention().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! A partition as its shard holds it: the log's state, the batches in memory, and who waits.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
+
+use crate::{
+    batch::{Batch, RecordKind},
+    error::StorageError,
+    index::SegmentIndex,
+    journal::Entry,
+    log::{LogConfig, LogState},
+    shard::commit::Completion,
+    sync::WaitList,
+    types::{LeaderEpoch, Offset, PartitionKey},
+};
+
+/// Memory that a batch in the tail takes beside its payload.
+pub(crate) const TAIL_OVERHEAD: usize = 256;
+
+pub(crate) struct TailEntry {
+    pub batch: Batch,
+    /// In its segment, durably.
+    pub written: bool,
+}
+
+/// Appends behind a large batch that is on its way to the segment wait here, so that the journal sees the
+/// partition's batches in the order of their offsets.
+#[derive(Default)]
+pub(crate) struct Gate {
+    pub entries: VecDeque<Gated>,
+    pub running: bool,
+}
+
+pub(crate) struct Gated {
+    pub entry: Entry<Completion>,
+    /// `Some(false)` while a large batch is being written, `None` for entries that only wait.
+    pub written: Option<bool>,
+}
+
+/// Where a sequential reader left off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursor {
+    pub offset: Offset,
+    pub base: Offset,
+    pub position: u64,
+}
+
+/// One partition.
+///
+/// Invariant: `tail` holds contiguous offsets that end at the log end offset; what is below its first is in segments.
+pub struct Partition {
+    /// Which.
+    pub key: PartitionKey,
+    pub(crate) state: RefCell<LogState>,
+    pub(crate) config: Cell<LogConfig>,
+    pub(crate) tail: RefCell<VecDeque<TailEntry>>,
+    pub(crate) gate: RefCell<Gate>,
+    pub(crate) changed: WaitList,
+    pub(crate) poisoned: RefCell<Option<String>>,
+    pub(crate) deleted: Cell<bool>,
+    pub(crate) dirty: Cell<bool>,
+    /// Entries handed to the gate or the journal, and those done.
+    pub(crate) entries_begun: Cell<u64>,
+    pub(crate) entries_done: Cell<u64>,
+    pub(crate) unflushed_messages: Cell<i64>,
+    pub(crate) indexes: RefCell<HashMap<Offset, Rc<SegmentIndex>>>,
+    /// Index of the segment appended to.
+    pub(crate) active_index: RefCell<Option<(Offset, SegmentIndex)>>,
+    /// Indexes of segments that were closed and whose index file is not written yet.
+    pub(crate) sealed_indexes: RefCell<Vec<(Offset, SegmentIndex)>>,
+    pub(crate) cursors: RefCell<VecDeque<Cursor>>,
+}
+
+/// What a partition looks like from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartitionStatus {
+    /// First offset that can be read.
+    pub log_start: Offset,
+    /// Offset behind the last one consumers may see.
+    pub high_watermark: Offset,
+    /// Next offset to be assigned.
+    pub log_end: Offset,
+    /// Bytes of its segments.
+    pub size_bytes: u64,
+    /// The last leader epoch that wrote, -1 for none.
+    pub latest_epoch: LeaderEpoch,
+}
+
+impl Partition {
+    pub(crate) fn new(state: LogState, config: LogConfig) -> Self {
+        Self {
+            key: state.key,
+            state: RefCell::new(state),
+            config: Cell::new(config),
+            tail: RefCell::default(),
+            gate: RefCell::default(),
+            changed: WaitList::default(),
+            poisoned: RefCell::default(),
+            deleted: Cell::new(false),
+            dirty: Cell::new(false),
+            entries_begun: Cell::new(0),
+            entries_done: Cell::new(0),
+            unflushed_messages: Cell::new(0),
+            indexes: RefCell::default(),
+            active_index: RefCell::default(),
+            sealed_indexes: RefCell::default(),
+            cursors: RefCell::default(),
+        }
+    }
+
+    /// Offsets and size now.
+    #[must_use]
+    pub fn status(&self) -> PartitionStatus {
+        let state = self.state.borrow();
+        PartitionStatus {
+            log_start: state.log_start(),
+            high_watermark: state.high_watermark(),
+            log_end: state.log_end(),
+            size_bytes: state.size_bytes(),
+            latest_epoch: state.epochs.latest().unwrap_or(-1),
+        }
+    }
+
+    /// The log's decisions, to look at.
+    pub fn with_state<T>(&self, look: impl FnOnce(&LogState) -> T) -> T {
+        look(&self.state.borrow())
+    }
+
+    /// Settings in force.
+    #[must_use]
+    pub fn config(&self) -> LogConfig {
+        self.config.get()
+    }
+
+    /// Changes the settings; they hold from the next append.
+    pub fn set_config(&self, config: LogConfig) {
+        self.config.set(config);
+    }
+
+    pub(crate) fn poison(&self, stage: &str) {
+        self.poisoned.borrow_mut().get_or_insert_with(|| stage.to_owned());
+        self.changed.wake_all();
+    }
+
+    /// # Errors
+    /// [`StorageError::Poisoned`] once a write or flush has failed.
+    pub fn check_healthy(&self) -> Result<(), StorageError> {
+        match &*self.poisoned.borrow() {
+            Some(stage) => Err(StorageError::Poisoned { stage: stage.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until everything below `end` is as durable as the flush policy asks.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`] if the disk failed before that.
+    pub async fn wait_high_watermark(&self, end: Offset) -> Result<(), StorageError> {
+        self.changed
+            .wait(|| {
+                if self.state.borrow().high_watermark() >= end {
+                    return Some(Ok(()));
+                }
+                match self.check_healthy() {
+                    Err(e) => Some(Err(e)),
+                    Ok(()) if self.deleted.get() => Some(Err(StorageError::Poisoned {
+                        stage: "the partition was deleted".into(),
+                    })),
+                    Ok(()) => None,
+                }
+            })
+            .await
+    }
+
+    /// Waits for the next change: high watermark, log start, failure or deletion. For futures that wait on many
+    /// partitions at once: look, register with [`WaitList::place`], wait.
+    #[must_use]
+    pub fn changes(&self) -> &WaitList {
+        &self.changed
+    }
+
+    /// Whether the partition was deleted under whoever still holds it.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.get()
+    }
+
+    /// Bytes of batches in memory between `offset` and the high watermark; a lower bound of what a read would give.
+    #[must_use]
+    pub fn bytes_available(&self, offset: Offset) -> u64 {
+        let state = self.state.borrow();
+        let hw = state.high_watermark();
+        if offset >= hw {
+            return 0;
+        }
+        let tail = self.tail.borrow();
+        let from = tail.partition_point(|e| e.batch.header.last_offset < offset);
+        let in_tail: u64 = tail
+            .range(from..)
+            .take_while(|e| e.batch.header.last_offset < hw)
+            .map(|e| u64::from(e.batch.header.payload_len))
+            .sum();
+        match tail.front() {
+            Some(first) if first.batch.header.base_offset <= offset => in_tail,
+            // What lies in segments is not counted batch by batch; it is there, and that is enough to answer.
+            _ => in_tail + (1 << 20),
+        }
+    }
+
+    /// Offset below which everything is in segments.
+    pub(crate) fn written_end(&self) -> Offset {
+        self.tail
+            .borrow()
+            .iter()
+            .find(|e| !e.written)
+            .map_or_else(|| self.state.borrow().log_end(), |e| e.batch.header.base_offset)
+    }
+
+    /// Notes a batch in the index of its segment.
+    pub(crate) fn note_in_index(&self, batch: &Batch, restarted_at: Option<u64>) {
+        debug_assert_eq!(batch.header.kind, RecordKind::Batch);
+        let mut active = self.active_index.borrow_mut();
+        let base = batch.header.segment_base;
+        match &mut *active {
+            Some((b, index)) if *b == base => index.note(&batch.header),
+            _ => {
+                let mut index = SegmentIndex::new(restarted_at.unwrap_or(crate::layout::BLOCK));
+                index.note(&batch.header);
+                if let Some(closed) = active.replace((base, index)) {
+                    self.sealed_indexes.borrow_mut().push(closed);
+                }
+            }
+        }
+    }
+}

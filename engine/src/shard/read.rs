@@ -1,0 +1,561 @@
+//! Reading: from the batches in memory, else from segments through the read cache, with read-ahead.
+
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{
+    batch::{self, Batch, BatchHeader, HeaderError, PayloadFormat},
+    cache::{CHUNK, ChunkKey},
+    error::{BatchError, ReadError, StorageError},
+    host::{Host, HostFile},
+    index::SegmentIndex,
+    kafka_batch::{self, BATCH_HEADER_LEN},
+    layout::BLOCK,
+    log::SegmentMeta,
+    segment::{index_path, segment_path},
+    shard::{
+        Shard,
+        partition::{Cursor, Partition},
+    },
+    types::{LeaderEpoch, Offset, PartitionKey, align_up},
+};
+
+/// Sequential readers remembered per partition; more of them only search the index again.
+const CURSORS_MAX: usize = 16;
+/// Indexes of closed segments kept per partition.
+const INDEXES_MAX: usize = 16;
+/// Pieces read ahead of a sequential reader: enough to keep the device busy while one is served.
+const READ_AHEAD: u64 = 2;
+
+/// What a read gives.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Whole batches, one after the other, as Kafka's fetch answers them. The first may begin below the offset asked for.
+    pub bytes: Vec<u8>,
+    /// First offset of the log.
+    pub log_start: Offset,
+    /// Offset behind the last one visible.
+    pub high_watermark: Offset,
+    /// Offset behind the last batch given.
+    pub next_offset: Offset,
+}
+
+/// The record a look-up by time found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FoundTime {
+    /// Its offset.
+    pub offset: Offset,
+    /// Its timestamp, ms.
+    pub timestamp: i64,
+    /// The epoch it was written under.
+    pub leader_epoch: LeaderEpoch,
+}
+
+/// Unpacks the records of a compressed batch: codec number and bytes in, at most the caller's bound out.
+pub type Decompress<'a> = &'a dyn Fn(i16, &[u8]) -> Result<Bytes, BatchError>;
+
+impl<H: Host> Shard<H> {
+    /// Reads whole batches from the one that holds `offset`, up to the high watermark and to `max_bytes`; with
+    /// `at_least_one` the first batch is given even if it alone is larger (KIP-74).
+    ///
+    /// # Errors
+    /// [`ReadError::OffsetOutOfRange`], [`ReadError::UnknownPartition`], or what the disk says.
+    pub async fn read(
+        &self,
+        key: PartitionKey,
+        offset: Offset,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Result<Records, ReadError> {
+        let mut out = Records::default();
+        let mut next = offset;
+        self.visit(key, offset, |batch| {
+            if !out.bytes.is_empty() || !at_least_one {
+                let room = max_bytes.saturating_sub(out.bytes.len());
+                if batch.payload.len() > room {
+                    return false;
+                }
+            }
+            batch.write_served(&mut out.bytes);
+            next = batch.header.last_offset + 1;
+            out.bytes.len() < max_bytes
+        })
+        .await?;
+        let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
+        let state = partition.state.borrow();
+        out.log_start = state.log_start();
+        out.high_watermark = state.high_watermark();
+        out.next_offset = next;
+        Ok(out)
+    }
+
+    /// Shows whole batches from the one that holds `offset`, below the high watermark, until `visit` says no.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn visit(
+        &self,
+        key: PartitionKey,
+        offset: Offset,
+        mut visit: impl FnMut(&Batch) -> bool,
+    ) -> Result<(), ReadError> {
+        let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
+        let limit = {
+            let state = partition.state.borrow();
+            if offset < state.log_start() || offset > state.log_end() {
+                return Err(ReadError::OffsetOutOfRange {
+                    offset,
+                    log_start: state.log_start(),
+                    log_end: state.log_end(),
+                });
+            }
+            state.high_watermark()
+        };
+        let mut next = offset;
+        let counters = self.counters();
+        while next < limit {
+            let in_memory = partition
+                .tail
+                .borrow()
+                .front()
+                .is_some_and(|first| first.batch.header.base_offset <= next);
+            if in_memory {
+                counters.tail_reads.set(counters.tail_reads.get() + 1);
+                let tail = partition.tail.borrow();
+                let from = tail.partition_point(|e| e.batch.header.last_offset < next);
+                for entry in tail.range(from..) {
+                    if entry.batch.header.last_offset >= limit || !visit(&entry.batch) {
+                        return Ok(());
+                    }
+                }
+                return Ok(());
+            }
+            counters.segment_reads.set(counters.segment_reads.get() + 1);
+            let until = partition
+                .tail
+                .borrow()
+                .front()
+                .map_or(limit, |first| first.batch.header.base_offset)
+                .min(limit);
+            match self.visit_segments(&partition, next, until, &mut visit).await? {
+                Some(reached) => next = reached,
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the batches of `[offset, until)` from segments. `None` if `visit` said no, else the offset reached.
+    async fn visit_segments(
+        &self,
+        partition: &Rc<Partition>,
+        offset: Offset,
+        until: Offset,
+        visit: &mut impl FnMut(&Batch) -> bool,
+    ) -> Result<Option<Offset>, ReadError> {
+        let mut next = offset;
+        let mut place = self.locate(partition, offset).await?;
+        while next < until {
+            let Some(segment) = segment_at(partition, place.base) else {
+                // Retention removed it meanwhile.
+                let state = partition.state.borrow();
+                return Err(ReadError::OffsetOutOfRange {
+                    offset,
+                    log_start: state.log_start(),
+                    log_end: state.log_end(),
+                });
+            };
+            let Some((header, position)) = self.next_header(partition, &segment, place.position).await? else {
+                match segment_after(partition, segment.base) {
+                    Some(following) => {
+                        place = Cursor {
+                            offset: following.base,
+                            base: following.base,
+                            position: BLOCK,
+                        };
+                        continue;
+                    }
+                    None => return Err(self.missing(partition, &segment, place.position, next).into()),
+                }
+            };
+            if header.base_offset > next {
+                return Err(self.missing(partition, &segment, position, next).into());
+            }
+            place.position = position + header.stored_len();
+            if header.last_offset < next {
+                continue;
+            }
+            let payload = self
+                .read_bytes(partition, &segment, position + batch::HEADER_LEN as u64, header.payload_len as usize)
+                .await?;
+            if crc32c::crc32c(&payload) != header.payload_crc {
+                return Err(self
+                    .corrupt(partition, segment.base, position, "payload checksum differs")
+                    .into());
+            }
+            next = header.last_offset + 1;
+            place.offset = next;
+            if !visit(&Batch { header, payload }) {
+                self.remember(partition, Cursor { offset: header.base_offset, position, ..place });
+                return Ok(None);
+            }
+        }
+        self.remember(partition, place);
+        Ok(Some(next))
+    }
+
+    fn remember(&self, partition: &Partition, cursor: Cursor) {
+        let mut cursors = partition.cursors.borrow_mut();
+        if cursors.len() == CURSORS_MAX {
+            cursors.pop_front();
+        }
+        cursors.push_back(cursor);
+        drop(cursors);
+        // A reader that was here once will be back for what follows.
+        if let Some(segment) = segment_at(partition, cursor.base) {
+            let index = cursor.position / CHUNK;
+            for ahead in index..=index + READ_AHEAD {
+                let key = ChunkKey {
+                    key: partition.key,
+                    base: cursor.base,
+                    index: ahead,
+                };
+                if ahead * CHUNK >= segment.end || self.0.read_cache.get(key, 1).is_some() || self.0.read_cache.is_loading(key) {
+                    continue;
+                }
+                let shard = self.clone();
+                self.0.host.spawn(async move {
+                    // A failure will be met, and answered, by the read itself.
+                    let _ = shard.load_chunk(key, 1).await;
+                });
+            }
+        }
+    }
+
+    async fn locate(&self, partition: &Rc<Partition>, offset: Offset) -> Result<Cursor, ReadError> {
+        let remembered = {
+            let mut cursors = partition.cursors.borrow_mut();
+            let at = cursors.iter().position(|c| c.offset == offset);
+            at.and_then(|at| cursors.remove(at))
+        };
+        if let Some(cursor) = remembered
+            && segment_at(partition, cursor.base).is_some()
+        {
+            return Ok(cursor);
+        }
+        let segment = {
+            let state = partition.state.borrow();
+            let index = state.segment_index(offset).ok_or(ReadError::OffsetOutOfRange {
+                offset,
+                log_start: state.log_start(),
+                log_end: state.log_end(),
+            })?;
+            state.segments()[index]
+        };
+        let position = self
+            .with_index(partition, &segment, |index| index.position_of(offset))
+            .await?;
+        Ok(Cursor {
+            offset,
+            base: segment.base,
+            position,
+        })
+    }
+
+    /// Asks the index of a segment, loading or making it if it is not in memory.
+    async fn with_index<T>(
+        &self,
+        partition: &Rc<Partition>,
+        segment: &SegmentMeta,
+        ask: impl Fn(&SegmentIndex) -> T,
+    ) -> Result<T, ReadError> {
+        let missing_from = {
+            let active = partition.active_index.borrow();
+            match &*active {
+                Some((base, index)) if *base == segment.base => {
+                    if index.complete_from <= BLOCK {
+                        return Ok(ask(index));
+                    }
+                    Some(index.complete_from)
+                }
+                _ => None,
+            }
+        };
+        if let Some((_, index)) = partition
+            .sealed_indexes
+            .borrow()
+            .iter()
+            .find(|(base, index)| *base == segment.base && index.complete_from <= BLOCK)
+        {
+            return Ok(ask(index));
+        }
+        if let Some(until) = missing_from {
+            let before = self.scan_index(partition, segment, until).await?;
+            let mut active = partition.active_index.borrow_mut();
+            if let Some((base, index)) = &mut *active
+                && *base == segment.base
+                && index.complete_from == until
+            {
+                index.prepend(before);
+                return Ok(ask(index));
+            }
+        }
+        if let Some(index) = partition.indexes.borrow().get(&segment.base) {
+            return Ok(ask(index));
+        }
+        let path = index_path(self.0.files.logs(), &partition.key, segment.base);
+        let index = match SegmentIndex::load(&self.0.host, &path).await {
+            Some(index) => index,
+            None => self.scan_index(partition, segment, segment.end).await?,
+        };
+        let mut indexes = partition.indexes.borrow_mut();
+        if indexes.len() >= INDEXES_MAX {
+            indexes.clear();
+        }
+        let index = Rc::new(index);
+        indexes.insert(segment.base, Rc::clone(&index));
+        Ok(ask(&index))
+    }
+
+    /// Makes an index from the headers of a segment's batches.
+    async fn scan_index(
+        &self,
+        partition: &Rc<Partition>,
+        segment: &SegmentMeta,
+        until: u64,
+    ) -> Result<SegmentIndex, ReadError> {
+        let mut index = SegmentIndex::new(BLOCK);
+        let mut position = BLOCK;
+        let segment = SegmentMeta { end: until, ..*segment };
+        while let Some((header, at)) = self.next_header(partition, &segment, position).await? {
+            index.note(&header);
+            position = at + header.stored_len();
+        }
+        Ok(index)
+    }
+
+    /// The first batch header at or after `position`; `None` at the segment's end. Unused rests of blocks are skipped.
+    async fn next_header(
+        &self,
+        partition: &Rc<Partition>,
+        segment: &SegmentMeta,
+        mut position: u64,
+    ) -> Result<Option<(BatchHeader, u64)>, ReadError> {
+        while position + batch::HEADER_LEN as u64 <= segment.end {
+            let bytes = self.read_bytes(partition, segment, position, batch::HEADER_LEN).await?;
+            let head = bytes.first_chunk().expect("read_bytes gives the length asked for");
+            match BatchHeader::decode(head) {
+                Ok(header)
+                    if header.key == partition.key
+                        && header.segment_base == segment.base
+                        && header.segment_position == position =>
+                {
+                    return Ok(Some((header, position)));
+                }
+                Err(HeaderError::Blank) => position = align_up(position + 1, BLOCK),
+                Ok(_) => {
+                    return Err(self
+                        .corrupt(partition, segment.base, position, "a batch of another place stands here")
+                        .into());
+                }
+                Err(HeaderError::Damaged) => {
+                    return Err(self
+                        .corrupt(partition, segment.base, position, "batch header checksum differs")
+                        .into());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn read_bytes(
+        &self,
+        partition: &Rc<Partition>,
+        segment: &SegmentMeta,
+        position: u64,
+        len: usize,
+    ) -> Result<Bytes, ReadError> {
+        let end = position + len as u64;
+        let mut gathered: Option<BytesMut> = None;
+        let mut at = position;
+        loop {
+            let index = at / CHUNK;
+            let chunk_start = index * CHUNK;
+            let until = (end.min(chunk_start + CHUNK) - chunk_start) as usize;
+            let key = ChunkKey {
+                key: partition.key,
+                base: segment.base,
+                index,
+            };
+            let chunk = self.load_chunk(key, until).await?;
+            let from = (at - chunk_start) as usize;
+            if chunk.len() < until {
+                return Err(self
+                    .corrupt(partition, segment.base, chunk_start + chunk.len() as u64, "the file ends before the log does")
+                    .into());
+            }
+            let piece = chunk.slice(from..until);
+            at = chunk_start + until as u64;
+            match (&mut gathered, at == end) {
+                (None, true) => return Ok(piece),
+                (None, false) => {
+                    let mut all = BytesMut::with_capacity(len);
+                    all.extend_from_slice(&piece);
+                    gathered = Some(all);
+                }
+                (Some(all), last) => {
+                    all.extend_from_slice(&piece);
+                    if last {
+                        return Ok(gathered.take().unwrap_or_default().freeze());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn load_chunk(&self, key: ChunkKey, until: usize) -> Result<Bytes, StorageError> {
+        let inner = &self.0;
+        loop {
+            if let Some(bytes) = inner.read_cache.get(key, until) {
+                return Ok(bytes);
+            }
+            match inner.read_cache.begin(key) {
+                Ok(version) => {
+                    let result = self.read_chunk(key).await;
+                    inner.read_cache.finish(key, version, result.as_ref().ok().cloned());
+                    return result;
+                }
+                Err(loading) => {
+                    loading
+                        .wait(|| (!inner.read_cache.is_loading(key)).then_some(()))
+                        .await;
+                }
+            }
+        }
+    }
+
+    async fn read_chunk(&self, key: ChunkKey) -> Result<Bytes, StorageError> {
+        let file = self.0.files.get(key.key, key.base, false).await?;
+        file.read_at(key.index * CHUNK, CHUNK as usize)
+            .await
+            .map(Bytes::from)
+            .map_err(|source| StorageError::Io {
+                operation: "read",
+                path: segment_path(self.0.files.logs(), &key.key, key.base),
+                source,
+            })
+    }
+
+    fn corrupt(&self, partition: &Partition, base: Offset, position: u64, reason: &str) -> StorageError {
+        let error = StorageError::Corrupt {
+            path: segment_path(self.0.files.logs(), &partition.key, base),
+            position,
+            reason: reason.into(),
+        };
+        tracing::error!(partition = %partition.key, %error, "stored records are damaged");
+        error
+    }
+
+    fn missing(&self, partition: &Partition, segment: &SegmentMeta, position: u64, offset: Offset) -> StorageError {
+        self.corrupt(
+            partition,
+            segment.base,
+            position,
+            &format!("offset {offset} should stand here and does not"),
+        )
+    }
+
+    /// The first record whose timestamp is at least `timestamp` (KIP-79), below the high watermark.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); [`ReadError::Batch`] if a compressed batch has to be opened and does not unpack.
+    pub async fn find_time(
+        &self,
+        key: PartitionKey,
+        timestamp: i64,
+        decompress: Decompress<'_>,
+    ) -> Result<Option<FoundTime>, ReadError> {
+        let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
+        let (log_start, segments) = {
+            let state = partition.state.borrow();
+            (state.log_start(), state.segments().to_vec())
+        };
+        let Some(segment) = segments.iter().find(|s| s.max_timestamp >= timestamp) else {
+            return Ok(None);
+        };
+        // Batches in memory may not be in the segment yet, so the index is asked only for where to begin, by offset.
+        let tail_start = partition.tail.borrow().front().map(|e| e.batch.header.base_offset);
+        let mut from = segment.base.max(log_start);
+        if tail_start.is_none_or(|t| from < t) {
+            let position = self
+                .with_index(&partition, segment, |index| index.position_of_time(timestamp))
+                .await?;
+            if let Some((header, _)) = self.next_header(&partition, segment, position).await? {
+                from = from.max(header.base_offset.min(tail_start.unwrap_or(i64::MAX)));
+            }
+        }
+        let mut found: Option<Batch> = None;
+        self.visit(key, from, |batch| {
+            if batch.header.max_timestamp >= timestamp {
+                found = Some(batch.clone());
+            }
+            found.is_none()
+        })
+        .await?;
+        let Some(batch) = found else { return Ok(None) };
+        first_record_at(&batch, timestamp, log_start, decompress).map_err(ReadError::Batch)
+    }
+}
+
+fn segment_at(partition: &Partition, base: Offset) -> Option<SegmentMeta> {
+    let state = partition.state.borrow();
+    let segments = state.segments();
+    let index = segments.binary_search_by_key(&base, |s| s.base).ok()?;
+    Some(segments[index])
+}
+
+fn segment_after(partition: &Partition, base: Offset) -> Option<SegmentMeta> {
+    let state = partition.state.borrow();
+    let segments = state.segments();
+    segments.get(segments.partition_point(|s| s.base <= base)).copied()
+}
+
+fn first_record_at(
+    batch: &Batch,
+    timestamp: i64,
+    log_start: Offset,
+    decompress: Decompress<'_>,
+) -> Result<Option<FoundTime>, BatchError> {
+    let header = &batch.header;
+    let whole = FoundTime {
+        offset: header.base_offset.max(log_start),
+        timestamp: header.max_timestamp,
+        leader_epoch: header.leader_epoch,
+    };
+    if header.format != PayloadFormat::KafkaV2 {
+        return Ok(Some(whole));
+    }
+    let (info, len) = kafka_batch::parse(&batch.payload)?;
+    let packed = &batch.payload[BATCH_HEADER_LEN..len];
+    let unpacked;
+    let records = if info.compression() == 0 {
+        packed
+    } else {
+        unpacked = decompress(info.compression(), packed)?;
+        &unpacked
+    };
+    let mut found = None;
+    kafka_batch::for_each_record(records, &info, |record| {
+        let offset = header.base_offset + i64::from(record.offset_delta);
+        if record.timestamp >= timestamp && offset >= log_start {
+            found = Some(FoundTime {
+                offset,
+                timestamp: record.timestamp,
+                ..whole
+            });
+        }
+        found.is_none()
+    })?;
+    Ok(found)
+}

@@ -1,0 +1,180 @@
+//! Waiting among the tasks of one thread. No locks, no atomics: nothing here leaves its shard.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+/// Tasks that wait for a condition someone else will make true.
+#[derive(Default)]
+pub struct WaitList {
+    waiting: RefCell<Vec<(u64, Waker)>>,
+    next_id: Cell<u64>,
+}
+
+/// A place in a [`WaitList`], given up on drop, so that waits that time out leave nothing behind.
+pub struct Place<'a> {
+    list: &'a WaitList,
+    id: u64,
+}
+
+impl Place<'_> {
+    /// Asks to be woken at the next [`WaitList::wake_all`].
+    pub fn register(&self, cx: &Context<'_>) {
+        let mut waiting = self.list.waiting.borrow_mut();
+        match waiting.iter_mut().find(|(id, _)| *id == self.id) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => waiting.push((self.id, cx.waker().clone())),
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.list.waiting.borrow_mut().retain(|(id, _)| *id != self.id);
+    }
+}
+
+impl WaitList {
+    /// Wakes everyone; each looks at its own condition again.
+    pub fn wake_all(&self) {
+        // Taken first: a waker may run code that waits again.
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for (_, waker) in waiting {
+            waker.wake();
+        }
+    }
+
+    /// A place to wait at, for futures that wait on several lists at once.
+    #[must_use]
+    pub fn place(&self) -> Place<'_> {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        Place { list: self, id }
+    }
+
+    /// Waits until `ready` returns something. It is asked at once and after every [`wake_all`](Self::wake_all).
+    pub async fn wait<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+        if let Some(value) = ready() {
+            return value;
+        }
+        let place = self.place();
+        poll_fn(|cx| match ready() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                place.register(cx);
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+/// A bounded budget of bytes, handed out first come, first served, so that a large request is not starved and
+/// the order of arrival is the order of admission.
+pub struct Budget {
+    free: Cell<u64>,
+    capacity: u64,
+    queue: RefCell<VecDeque<(u64, Option<Waker>)>>,
+    next_ticket: Cell<u64>,
+}
+
+/// Bytes taken from a [`Budget`]; given back on drop.
+pub struct Permit {
+    budget: Rc<Budget>,
+    bytes: u64,
+}
+
+impl Permit {
+    /// How much it holds.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.free.set(self.budget.free.get() + self.bytes);
+        self.budget.wake_first();
+    }
+}
+
+struct Turn<'a> {
+    budget: &'a Budget,
+    ticket: u64,
+    served: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.served {
+            self.budget.queue.borrow_mut().retain(|(t, _)| *t != self.ticket);
+            self.budget.wake_first();
+        }
+    }
+}
+
+impl Budget {
+    /// A budget of `capacity` bytes.
+    #[must_use]
+    pub fn new(capacity: u64) -> Rc<Self> {
+        Rc::new(Self {
+            free: Cell::new(capacity),
+            capacity,
+            queue: RefCell::default(),
+            next_ticket: Cell::new(0),
+        })
+    }
+
+    /// Bytes handed out.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.capacity - self.free.get()
+    }
+
+    fn wake_first(&self) {
+        if let Some((_, waker)) = self.queue.borrow_mut().front_mut()
+            && let Some(waker) = waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Waits for its turn and for `bytes`; a request larger than the whole budget gets all of it.
+    pub async fn acquire(self: &Rc<Self>, bytes: u64) -> Permit {
+        let bytes = bytes.min(self.capacity);
+        if !(self.queue.borrow().is_empty() && self.free.get() >= bytes) {
+            let ticket = self.next_ticket.get();
+            self.next_ticket.set(ticket + 1);
+            self.queue.borrow_mut().push_back((ticket, None));
+            let mut turn = Turn {
+                budget: self,
+                ticket,
+                served: false,
+            };
+            poll_fn(|cx| {
+                let mut queue = self.queue.borrow_mut();
+                if queue.front().is_some_and(|(t, _)| *t == ticket) && self.free.get() >= bytes {
+                    queue.pop_front();
+                    return Poll::Ready(());
+                }
+                if let Some(entry) = queue.iter_mut().find(|(t, _)| *t == ticket) {
+                    entry.1 = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            })
+            .await;
+            turn.served = true;
+        }
+        self.free.set(self.free.get() - bytes);
+        self.wake_first();
+        Permit {
+            budget: Rc::clone(self),
+            bytes,
+        }
+    }
+}
