@@ -33,22 +33,17 @@ pub struct PartitionCheckpoint {
 }
 
 impl PartitionCheckpoint {
-    /// The state of a log whose segments hold everything below `written_end`.
+    /// A log's state, all of whose batches are in segments or about to be before this is stored.
     #[must_use]
-    pub fn capture(state: &LogState, written_end: Offset) -> Self {
+    pub fn capture(state: &LogState) -> Self {
         Self {
             topic: *state.key.topic.as_bytes(),
             partition: state.key.partition,
-            log_start: state.log_start().min(written_end),
-            log_end: written_end,
+            log_start: state.log_start(),
+            log_end: state.log_end(),
             epochs: state.epochs.clone(),
             producers: state.producers.clone(),
-            segments: state
-                .segments()
-                .iter()
-                .filter(|s| s.base <= written_end)
-                .copied()
-                .collect(),
+            segments: state.segments().to_vec(),
         }
     }
 

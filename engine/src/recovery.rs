@@ -94,7 +94,7 @@ async fn store_base<H: Host>(
 ) -> Result<(), StorageError> {
     let captured = partitions
         .iter()
-        .map(|state| PartitionCheckpoint::capture(state, state.log_end()))
+        .map(PartitionCheckpoint::capture)
         .collect();
     let dir = config.checkpoint_dir();
     host.create_dir(&dir).map_err(|source| StorageError::Io {

@@ -298,10 +298,10 @@ impl<H: Host, C> Journal<H, C> {
         }
     }
 
-    /// Position behind the last group placed; what comes next is at or after it.
+    /// Position behind the last group written; everything below has been completed.
     #[must_use]
-    pub fn head(&self) -> Position {
-        self.ring.borrow().head()
+    pub fn written(&self) -> Position {
+        self.written.get()
     }
 
     /// Whether so much of the ring is in use that segments should be written.

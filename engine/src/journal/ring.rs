@@ -91,12 +91,6 @@ impl Ring {
         }
     }
 
-    /// Behind the last placed group.
-    #[must_use]
-    pub fn head(&self) -> Position {
-        self.head
-    }
-
     /// Bytes of files that are not free.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {

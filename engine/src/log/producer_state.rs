@@ -158,14 +158,6 @@ impl ProducerStates {
         }
     }
 
-    /// Forgets batches at or beyond `log_end`, which did not become durable.
-    pub fn forget_from(&mut self, log_end: Offset) {
-        for entry in self.entries.values_mut() {
-            entry.window.retain(|b| b.last_offset < log_end);
-        }
-        self.entries.retain(|_, e| !e.window.is_empty());
-    }
-
     /// Forgets producers that last wrote before `before_ms`.
     pub fn expire(&mut self, before_ms: i64) {
         self.entries.retain(|_, e| e.last_written_ms >= before_ms);

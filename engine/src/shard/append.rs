@@ -160,6 +160,7 @@ impl<H: Host> Shard<H> {
         let counters = &self.0.counters;
         counters.batches.set(counters.batches.get() + 1);
         counters.bytes_in.set(counters.bytes_in.get() + batch.payload.len() as u64);
+        self.mark_dirty(partition);
         partition.tail.borrow_mut().push_back(TailEntry {
             batch: batch.clone(),
             written: false,
@@ -195,7 +196,6 @@ impl<H: Host> Shard<H> {
 
     /// Hands an entry to the journal, behind any large batch of its partition that is not written yet.
     pub(crate) fn enter(&self, partition: &Rc<Partition>, entry: Entry<Completion>, direct: bool) {
-        partition.entries_begun.set(partition.entries_begun.get() + 1);
         let mut gate = partition.gate.borrow_mut();
         if !direct && gate.entries.is_empty() {
             drop(gate);
@@ -258,6 +258,7 @@ impl<H: Host> Shard<H> {
                     .direct_batches
                     .set(self.0.counters.direct_batches.get() + group.len() as u64);
             }
+            partition.changed.wake_all();
             let mut gate = partition.gate.borrow_mut();
             for gated in gate.entries.iter_mut().filter(|g| g.written == Some(false)).take(group.len()) {
                 gated.written = Some(true);

@@ -1,6 +1,6 @@
 //! The group commit: one group in flight, and what its completion moves.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use crate::{
     host::Host,
@@ -24,7 +24,21 @@ pub(crate) enum Completion {
         done: Rc<WaitList>,
     },
     /// Batches of a partition whose segment cannot be written, carried forward so that the ring is not pinned.
-    Carried,
+    Carried { left: Rc<Carried> },
+}
+
+/// Batches being carried forward.
+#[derive(Default)]
+pub(crate) struct Carried {
+    pub left: Cell<usize>,
+    pub changed: WaitList,
+}
+
+impl Carried {
+    fn finish_one(&self) {
+        self.left.set(self.left.get() - 1);
+        self.changed.wake_all();
+    }
 }
 
 impl<H: Host> Shard<H> {
@@ -52,17 +66,12 @@ impl<H: Host> Shard<H> {
         for entry in group.entries {
             match entry.context {
                 Completion::Batch { partition, end_offset } => {
-                    partition.entries_done.set(partition.entries_done.get() + 1);
                     partition.state.borrow_mut().advance_high_watermark(end_offset);
-                    if !partition.dirty.replace(true) {
-                        self.0.dirty.borrow_mut().push(Rc::clone(&partition));
-                    }
                     if touched.last().is_none_or(|last| !Rc::ptr_eq(last, &partition)) {
                         touched.push(partition);
                     }
                 }
                 Completion::LogStart { partition, to, done } => {
-                    partition.entries_done.set(partition.entries_done.get() + 1);
                     let gone = partition.state.borrow_mut().advance_log_start(to);
                     if !gone.is_empty() {
                         let (shard, partition) = (self.clone(), Rc::clone(&partition));
@@ -70,17 +79,22 @@ impl<H: Host> Shard<H> {
                             .host
                             .spawn(async move { shard.remove_segments(&partition, gone).await });
                     }
-                    if !partition.dirty.replace(true) {
-                        self.0.dirty.borrow_mut().push(Rc::clone(&partition));
-                    }
+                    self.mark_dirty(&partition);
                     done.wake_all();
                     touched.push(partition);
                 }
-                Completion::Carried => {}
+                Completion::Carried { left } => left.finish_one(),
             }
         }
         for partition in touched {
             partition.changed.wake_all();
+        }
+    }
+
+    /// Notes that a partition has something that no checkpoint says yet.
+    pub(crate) fn mark_dirty(&self, partition: &Rc<Partition>) {
+        if !partition.dirty.replace(true) {
+            self.0.dirty.borrow_mut().push(Rc::clone(partition));
         }
     }
 

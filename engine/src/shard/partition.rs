@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     batch::{Batch, RecordKind},
+    checkpoint::PartitionCheckpoint,
     error::StorageError,
     index::SegmentIndex,
     journal::Entry,
@@ -62,9 +63,8 @@ pub struct Partition {
     pub(crate) poisoned: RefCell<Option<String>>,
     pub(crate) deleted: Cell<bool>,
     pub(crate) dirty: Cell<bool>,
-    /// Entries handed to the gate or the journal, and those done.
-    pub(crate) entries_begun: Cell<u64>,
-    pub(crate) entries_done: Cell<u64>,
+    /// The state as of when all of it was last in segments: what a checkpoint says.
+    pub(crate) in_segments: RefCell<Rc<PartitionCheckpoint>>,
     pub(crate) unflushed_messages: Cell<i64>,
     pub(crate) indexes: RefCell<HashMap<Offset, Rc<SegmentIndex>>>,
     /// Index of the segment appended to.
@@ -93,6 +93,7 @@ impl Partition {
     pub(crate) fn new(state: LogState, config: LogConfig) -> Self {
         Self {
             key: state.key,
+            in_segments: RefCell::new(Rc::new(PartitionCheckpoint::capture(&state))),
             state: RefCell::new(state),
             config: Cell::new(config),
             tail: RefCell::default(),
@@ -101,8 +102,6 @@ impl Partition {
             poisoned: RefCell::default(),
             deleted: Cell::new(false),
             dirty: Cell::new(false),
-            entries_begun: Cell::new(0),
-            entries_done: Cell::new(0),
             unflushed_messages: Cell::new(0),
             indexes: RefCell::default(),
             active_index: RefCell::default(),
@@ -138,6 +137,15 @@ impl Partition {
     /// Changes the settings; they hold from the next append.
     pub fn set_config(&self, config: LogConfig) {
         self.config.set(config);
+    }
+
+    /// Whether a large batch below `end` is still on its way to the segment.
+    pub(crate) fn is_writing_below(&self, end: Offset) -> bool {
+        self.gate
+            .borrow()
+            .entries
+            .iter()
+            .any(|g| g.written == Some(false) && g.entry.batch.header.base_offset < end)
     }
 
     pub(crate) fn poison(&self, stage: &str) {
@@ -208,15 +216,6 @@ impl Partition {
             // What lies in segments is not counted batch by batch; it is there, and that is enough to answer.
             _ => in_tail + (1 << 20),
         }
-    }
-
-    /// Offset below which everything is in segments.
-    pub(crate) fn written_end(&self) -> Offset {
-        self.tail
-            .borrow()
-            .iter()
-            .find(|e| !e.written)
-            .map_or_else(|| self.state.borrow().log_end(), |e| e.batch.header.base_offset)
     }
 
     /// Notes a batch in the index of its segment.

@@ -3,7 +3,7 @@
 //! A pass writes every partition that has batches only in the journal, flushes each segment touched, stores a
 //! checkpoint, and only then lets the ring use the files behind it again.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use crate::{
     batch::Batch,
@@ -13,8 +13,15 @@ use crate::{
     index::SegmentIndex,
     journal::Entry,
     segment::index_path,
-    shard::{Shard, commit::Completion, partition::Partition},
+    shard::{
+        Shard,
+        commit::{Carried, Completion},
+        partition::Partition,
+    },
 };
+
+/// How long batches carried forward may wait for room in the ring.
+const CARRY_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl<H: Host> Shard<H> {
     /// Asks for a pass; it runs in the background.
@@ -78,10 +85,10 @@ impl<H: Host> Shard<H> {
     async fn write_back_pass(&self) -> Result<(), StorageError> {
         let inner = &self.0;
         inner.counters.writebacks.set(inner.counters.writebacks.get() + 1);
-        // Relaxed appends are durable before the checkpoint says anything about them.
-        inner.journal.flush().await.inspect_err(|e| self.poison_shard(e))?;
-        let tail = inner.journal.head();
+        // Nothing here waits for the journal: it may be waiting for this pass.
+        let tail = inner.journal.written();
         let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
+        let carried = Rc::new(Carried::default());
         let mut failed = None;
         for (done, partition) in dirty.iter().enumerate() {
             partition.dirty.set(false);
@@ -91,11 +98,7 @@ impl<H: Host> Shard<H> {
             match self.write_partition(partition).await {
                 Ok(()) => {}
                 Err(error) if error.is_disk_full() => {
-                    for p in &dirty[done..] {
-                        if !p.dirty.replace(true) {
-                            inner.dirty.borrow_mut().push(Rc::clone(p));
-                        }
-                    }
+                    dirty[done..].iter().for_each(|p| self.mark_dirty(p));
                     failed = Some(error);
                     break;
                 }
@@ -104,7 +107,7 @@ impl<H: Host> Shard<H> {
                         tracing::error!(partition = %partition.key, %error, "the partition is offline: its segment cannot be written; what is acknowledged stays in the journal");
                         partition.poison(&error.to_string());
                     }
-                    self.carry_forward(partition);
+                    self.carry_forward(partition, &carried);
                 }
             }
             inner.host.yield_now().await;
@@ -112,6 +115,7 @@ impl<H: Host> Shard<H> {
         if let Some(error) = failed {
             return Err(error);
         }
+        self.wait_carried(&carried).await?;
         self.store_checkpoint(tail).await?;
         inner.journal.release(tail);
         self.check_disk_room();
@@ -120,13 +124,19 @@ impl<H: Host> Shard<H> {
     }
 
     async fn write_partition(&self, partition: &Rc<Partition>) -> Result<(), StorageError> {
+        partition.check_healthy()?;
         // Later appends begin in a block of their own, so that no block is written twice.
-        let end = {
+        let (end, snapshot) = {
             let mut state = partition.state.borrow_mut();
             state.close_block();
-            state.log_end()
+            (state.log_end(), PartitionCheckpoint::capture(&state))
         };
-        partition.wait_high_watermark(end).await?;
+        partition
+            .changed
+            .wait(|| (!partition.is_writing_below(end)).then_some(()))
+            .await;
+        partition.check_healthy()?;
+        // Batches that the journal has not seen yet go too: being durable early does no harm.
         let batches: Vec<Batch> = partition
             .tail
             .borrow()
@@ -136,30 +146,59 @@ impl<H: Host> Shard<H> {
             .collect();
         self.write_to_segments(partition, &batches).await?;
         self.mark_written(partition, &batches);
+        *partition.in_segments.borrow_mut() = Rc::new(snapshot);
         self.store_sealed_indexes(partition).await;
         Ok(())
     }
 
-    /// Puts a failed partition's batches into the journal again, so that its ring can go on.
-    fn carry_forward(&self, partition: &Rc<Partition>) {
+    /// Puts a failed partition's acknowledged batches into the journal again, so that its ring can go on.
+    fn carry_forward(&self, partition: &Rc<Partition>, carried: &Rc<Carried>) {
+        let high_watermark = partition.state.borrow().high_watermark();
         let batches: Vec<Batch> = partition
             .tail
             .borrow()
             .iter()
-            .filter(|e| !e.written && e.batch.header.last_offset < partition.state.borrow().high_watermark())
+            .filter(|e| !e.written && e.batch.header.last_offset < high_watermark)
             .map(|e| e.batch.clone())
             .collect();
         for batch in batches {
+            carried.left.set(carried.left.get() + 1);
             self.0.journal.push(Entry {
                 batch,
                 must_flush: true,
-                context: Completion::Carried,
+                context: Completion::Carried {
+                    left: Rc::clone(carried),
+                },
                 permit: None,
             });
         }
-        if !partition.dirty.replace(true) {
-            self.0.dirty.borrow_mut().push(Rc::clone(partition));
+        self.mark_dirty(partition);
+    }
+
+    /// What is carried forward is in the journal before its old place is given up. If the ring has no room left
+    /// for that, the shard stops rather than forget.
+    async fn wait_carried(&self, carried: &Carried) -> Result<(), StorageError> {
+        if carried.left.get() == 0 {
+            return Ok(());
         }
+        let in_time = futures_lite::future::or(
+            async {
+                carried.changed.wait(|| (carried.left.get() == 0).then_some(true)).await
+            },
+            async {
+                self.0.host.sleep(CARRY_TIMEOUT).await;
+                false
+            },
+        )
+        .await;
+        if in_time {
+            return Ok(());
+        }
+        let error = StorageError::Poisoned {
+            stage: "the journal has no room to carry a failed partition's batches forward".into(),
+        };
+        self.poison_shard(&error);
+        Err(error)
     }
 
     /// Index files are an aid: if one cannot be written it is made anew when it is needed.
@@ -193,30 +232,11 @@ impl<H: Host> Shard<H> {
 
     async fn store_checkpoint(&self, tail: crate::journal::Position) -> Result<(), StorageError> {
         let inner = &self.0;
-        let mut captured = Vec::new();
-        let mut waits = Vec::new();
-        for partition in self.partitions() {
-            let written_end = partition.written_end();
-            captured.push(PartitionCheckpoint::capture(&partition.state.borrow(), written_end));
-            if partition.entries_begun != partition.entries_done {
-                let begun = partition.entries_begun.get();
-                waits.push((partition, begun));
-            }
-        }
-        // The captured state may know of appends that are still on their way; it must not become durable before them.
-        for (partition, begun) in waits {
-            partition
-                .changed
-                .wait(|| (partition.entries_done.get() >= begun || partition.check_healthy().is_err() || partition.deleted.get()).then_some(()))
-                .await;
-            if partition.deleted.get() || partition.check_healthy().is_err() {
-                captured.retain(|c| c.key() != partition.key);
-                captured.extend(self.capture_durable(&partition));
-            }
-        }
-        if let Some(stage) = inner.poisoned.borrow().clone() {
-            return Err(StorageError::Poisoned { stage });
-        }
+        let partitions = self
+            .partitions()
+            .iter()
+            .map(|p| PartitionCheckpoint::clone(&p.in_segments.borrow()))
+            .collect();
         checkpoint::store(
             &inner.host,
             &inner.config.checkpoint_dir(),
@@ -224,20 +244,8 @@ impl<H: Host> Shard<H> {
                 incarnation: inner.config.incarnation,
                 shard: inner.config.shard,
             },
-            &Checkpoint::new(tail, 0, captured),
+            &Checkpoint::new(tail, 0, partitions),
         )
         .await
-    }
-
-    /// A poisoned partition's state as of what is durable: sequence numbers beyond it are forgotten.
-    fn capture_durable(&self, partition: &Partition) -> Option<PartitionCheckpoint> {
-        if partition.deleted.get() {
-            return None;
-        }
-        let mut state = partition.state.borrow().clone();
-        state.producers.forget_from(state.high_watermark());
-        state.epochs.trim_end(state.high_watermark().max(1));
-        let written_end = partition.written_end().min(state.high_watermark());
-        Some(PartitionCheckpoint::capture(&state, written_end))
     }
 }
