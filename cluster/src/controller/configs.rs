@@ -1,0 +1,136 @@
+//! Configurations of topics and brokers.
+
+use super::ControllerError;
+use crate::metadata::{ConfigResource, Image, MetadataRecord};
+
+/// What is known of configuration names; the node's one registry stands behind it.
+pub trait Registry {
+    /// # Errors
+    /// [`ControllerError::InvalidConfig`] for a name or value that a topic cannot have.
+    fn check_topic(&self, name: &str, value: &str) -> Result<(), ControllerError>;
+    /// # Errors
+    /// [`ControllerError::InvalidConfig`] for a name or value that cannot be changed on a running broker.
+    fn check_broker(&self, name: &str, value: &str) -> Result<(), ControllerError>;
+    /// The default of an entry that is a list; `None` if it is not one.
+    fn topic_list_default(&self, name: &str) -> Option<String>;
+}
+
+/// One change of IncrementalAlterConfigs (KIP-339).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// Sets.
+    Set,
+    /// Back to the default.
+    Delete,
+    /// Adds to a list.
+    Append,
+    /// Takes from a list.
+    Subtract,
+}
+
+fn check_resource(image: &Image, resource: &ConfigResource) -> Result<(), ControllerError> {
+    match resource {
+        ConfigResource::Topic(name) if image.topic(name).is_none() => Err(ControllerError::UnknownTopic),
+        _ => Ok(()),
+    }
+}
+
+fn check_value(
+    registry: &dyn Registry,
+    resource: &ConfigResource,
+    name: &str,
+    value: &str,
+) -> Result<(), ControllerError> {
+    match resource {
+        ConfigResource::Topic(_) => registry.check_topic(name, value),
+        ConfigResource::Broker(_) => registry.check_broker(name, value),
+    }
+}
+
+/// Changes single entries.
+///
+/// # Errors
+/// [`ControllerError`]; nothing of the resource is changed then.
+pub fn alter_incrementally(
+    image: &Image,
+    registry: &dyn Registry,
+    resource: &ConfigResource,
+    changes: &[(String, Operation, Option<String>)],
+) -> Result<Vec<MetadataRecord>, ControllerError> {
+    check_resource(image, resource)?;
+    let mut records = Vec::new();
+    for (i, (name, operation, value)) in changes.iter().enumerate() {
+        if changes[..i].iter().any(|(other, _, _)| other == name) {
+            return Err(ControllerError::InvalidRequest {
+                reason: format!("Error due to duplicate config keys: {name}"),
+            });
+        }
+        let needed = || {
+            value.clone().ok_or_else(|| ControllerError::InvalidConfig {
+                reason: format!("Null value not supported for : {name}"),
+            })
+        };
+        let value = match operation {
+            Operation::Delete => None,
+            Operation::Set => Some(needed()?),
+            Operation::Append | Operation::Subtract => {
+                let list_default = registry.topic_list_default(name).ok_or_else(|| ControllerError::InvalidConfig {
+                    reason: format!("Config value append is not allowed for config key: {name}"),
+                })?;
+                let current = image.config(resource, name).unwrap_or(&list_default);
+                let mut list: Vec<&str> = current.split(',').filter(|s| !s.is_empty()).collect();
+                let given = needed()?;
+                for item in given.split(',') {
+                    match operation {
+                        Operation::Append if !list.contains(&item) => list.push(item),
+                        Operation::Subtract => list.retain(|have| *have != item),
+                        _ => {}
+                    }
+                }
+                Some(list.join(","))
+            }
+        };
+        if let Some(value) = &value {
+            check_value(registry, resource, name, value)?;
+        }
+        records.push(MetadataRecord::Config {
+            resource: resource.clone(),
+            name: name.clone(),
+            value,
+        });
+    }
+    Ok(records)
+}
+
+/// Replaces all entries of a resource (the older AlterConfigs).
+///
+/// # Errors
+/// [`ControllerError`]; nothing of the resource is changed then.
+pub fn replace(
+    image: &Image,
+    registry: &dyn Registry,
+    resource: &ConfigResource,
+    entries: &[(String, Option<String>)],
+) -> Result<Vec<MetadataRecord>, ControllerError> {
+    check_resource(image, resource)?;
+    let mut records: Vec<_> = image
+        .configs(resource)
+        .filter(|(name, _)| !entries.iter().any(|(n, _)| n == name))
+        .map(|(name, _)| MetadataRecord::Config {
+            resource: resource.clone(),
+            name: name.into(),
+            value: None,
+        })
+        .collect();
+    for (name, value) in entries {
+        if let Some(value) = value {
+            check_value(registry, resource, name, value)?;
+        }
+        records.push(MetadataRecord::Config {
+            resource: resource.clone(),
+            name: name.clone(),
+            value: value.clone(),
+        });
+    }
+    Ok(records)
+}

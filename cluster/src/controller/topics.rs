@@ -1,0 +1,326 @@
+//! Topics: creation, deletion, growth.
+
+use uuid::Uuid;
+
+use super::{ControllerError, PARTITIONS_MAX, configs::Registry};
+use crate::metadata::{ConfigResource, Image, MetadataRecord};
+
+/// A topic to be created.
+#[derive(Clone, Debug)]
+pub struct NewTopic {
+    /// Its name.
+    pub name: String,
+    /// -1 for the broker's default.
+    pub partitions: i32,
+    /// -1 for the broker's default.
+    pub replication_factor: i16,
+    /// Replicas of each partition by index, instead of the two counts.
+    pub assignments: Vec<(i32, Vec<i32>)>,
+    /// Entries of its configuration.
+    pub configs: Vec<(String, Option<String>)>,
+}
+
+/// What the controller needs to know of the cluster beside the image.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// Brokers that can hold replicas.
+    pub brokers: Vec<i32>,
+    /// `num.partitions`.
+    pub partitions: i32,
+    /// `default.replication.factor`.
+    pub replication_factor: i16,
+}
+
+/// Kafka's rules for names: 1 to 249 of `[a-zA-Z0-9._-]`, and not `.` or `..`.
+///
+/// # Errors
+/// [`ControllerError::InvalidTopic`] with the rule.
+pub fn check_name(name: &str) -> Result<(), ControllerError> {
+    let reason = if name.is_empty() {
+        "the empty string is not allowed"
+    } else if name == "." || name == ".." {
+        "'.' and '..' are not allowed"
+    } else if name.len() > 249 {
+        "it is longer than 249 characters"
+    } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+        "only ASCII letters, digits, '.', '_' and '-' are allowed"
+    } else {
+        return Ok(());
+    };
+    Err(ControllerError::InvalidTopic {
+        name: name.into(),
+        reason,
+    })
+}
+
+fn replicas(brokers: &[i32], first: usize, factor: usize) -> Vec<i32> {
+    (0..factor).map(|i| brokers[(first + i) % brokers.len()]).collect()
+}
+
+fn partition_record(topic: Uuid, partition: u32, replicas: Vec<i32>) -> MetadataRecord {
+    MetadataRecord::Partition {
+        topic: topic.into_bytes(),
+        partition,
+        isr: replicas.clone(),
+        leader: replicas.first().copied().unwrap_or(-1),
+        replicas,
+        leader_epoch: 0,
+        partition_epoch: 0,
+    }
+}
+
+fn check_room(image: &Image, more: usize) -> Result<(), ControllerError> {
+    let have: usize = image.topics().map(|t| t.partitions.len()).sum();
+    if have + more > PARTITIONS_MAX {
+        return Err(ControllerError::PolicyViolation {
+            reason: format!("{more} more partitions would exceed this cluster's limit of {PARTITIONS_MAX}"),
+        });
+    }
+    Ok(())
+}
+
+fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[i32]) -> Result<(), ControllerError> {
+    let bad = |reason: String| Err(ControllerError::InvalidReplicaAssignment { reason });
+    let mut indexes: Vec<i32> = assignments.iter().map(|(i, _)| *i).collect();
+    indexes.sort_unstable();
+    if indexes.iter().zip(first..).any(|(have, due)| *have != due) {
+        return bad("partitions must be numbered consecutively, each once".into());
+    }
+    let width = assignments.first().map_or(0, |(_, r)| r.len());
+    for (index, replicas) in assignments {
+        if replicas.is_empty() || replicas.len() != width {
+            return bad(format!("partition {index} has {} replicas, the others {width}", replicas.len()));
+        }
+        let mut unique = replicas.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        if unique.len() != replicas.len() {
+            return bad(format!("partition {index} names a broker twice"));
+        }
+        if let Some(unknown) = replicas.iter().find(|b| !brokers.contains(b)) {
+            return bad(format!("partition {index} names broker {unknown}, which is not in the cluster"));
+        }
+    }
+    Ok(())
+}
+
+/// Creates a topic under `id`, which the caller drew.
+///
+/// # Errors
+/// [`ControllerError`].
+pub fn create(
+    image: &Image,
+    defaults: &Defaults,
+    registry: &dyn Registry,
+    topic: &NewTopic,
+    id: Uuid,
+) -> Result<Vec<MetadataRecord>, ControllerError> {
+    check_name(&topic.name)?;
+    if image.topic(&topic.name).is_some() {
+        return Err(ControllerError::TopicExists {
+            name: topic.name.clone(),
+        });
+    }
+    // Metric names put '.' and '_' into one; Kafka refuses topics that would collide there.
+    let folded = topic.name.replace('.', "_");
+    if let Some(other) = image.topics().find(|t| t.name.replace('.', "_") == folded) {
+        return Err(ControllerError::InvalidTopic {
+            name: format!("{}' collides with '{}", topic.name, other.name),
+            reason: "'.' and '_' are the same in metric names",
+        });
+    }
+    let assigned: Vec<Vec<i32>> = if topic.assignments.is_empty() {
+        let count = if topic.partitions == -1 { defaults.partitions } else { topic.partitions };
+        let factor = if topic.replication_factor == -1 {
+            defaults.replication_factor
+        } else {
+            topic.replication_factor
+        };
+        let count = usize::try_from(count).ok().filter(|n| *n > 0).ok_or_else(|| ControllerError::InvalidPartitions {
+            reason: "Number of partitions was set to an invalid non-positive value.".into(),
+        })?;
+        let factor = usize::try_from(factor).ok().filter(|n| *n > 0).ok_or_else(|| {
+            ControllerError::InvalidReplicationFactor {
+                reason: "Replication factor must be larger than 0.".into(),
+            }
+        })?;
+        if factor > defaults.brokers.len() {
+            return Err(ControllerError::InvalidReplicationFactor {
+                reason: format!(
+                    "Unable to replicate the partition {factor} time(s): The target replication factor of {factor} \
+                     cannot be reached because only {} broker(s) are registered.",
+                    defaults.brokers.len()
+                ),
+            });
+        }
+        check_room(image, count)?;
+        (0..count).map(|i| replicas(&defaults.brokers, i, factor)).collect()
+    } else {
+        if topic.partitions != -1 || topic.replication_factor != -1 {
+            return Err(ControllerError::InvalidRequest {
+                reason: "A manual partition assignment was specified, but partitions or replication factor was not set to -1.".into(),
+            });
+        }
+        check_assignment(&topic.assignments, 0, &defaults.brokers)?;
+        check_room(image, topic.assignments.len())?;
+        let mut sorted = topic.assignments.clone();
+        sorted.sort_by_key(|(i, _)| *i);
+        sorted.into_iter().map(|(_, r)| r).collect()
+    };
+    let mut records = vec![MetadataRecord::Topic {
+        id: id.into_bytes(),
+        name: topic.name.clone(),
+    }];
+    records.extend(
+        assigned
+            .into_iter()
+            .enumerate()
+            .map(|(i, replicas)| partition_record(id, i as u32, replicas)),
+    );
+    for (name, value) in &topic.configs {
+        let Some(value) = value else {
+            return Err(ControllerError::InvalidConfig {
+                reason: format!("Null value not supported for topic configs: {name}"),
+            });
+        };
+        registry.check_topic(name, value)?;
+        records.push(MetadataRecord::Config {
+            resource: ConfigResource::Topic(topic.name.clone()),
+            name: name.clone(),
+            value: Some(value.clone()),
+        });
+    }
+    Ok(records)
+}
+
+/// Deletes a topic.
+#[must_use]
+pub fn delete(id: Uuid) -> Vec<MetadataRecord> {
+    vec![MetadataRecord::RemoveTopic { id: id.into_bytes() }]
+}
+
+/// Grows a topic to `count` partitions, with `assignments` (of the new ones, in order) or round robin.
+///
+/// # Errors
+/// [`ControllerError`].
+pub fn grow(
+    image: &Image,
+    defaults: &Defaults,
+    name: &str,
+    count: i32,
+    assignments: Option<&[Vec<i32>]>,
+) -> Result<Vec<MetadataRecord>, ControllerError> {
+    let topic = image.topic(name).ok_or(ControllerError::UnknownTopic)?;
+    let have = topic.partitions.len();
+    let want = usize::try_from(count).unwrap_or(0);
+    if want == have {
+        return Err(ControllerError::InvalidPartitions {
+            reason: format!("Topic already has {have} partition(s)."),
+        });
+    }
+    if want < have {
+        return Err(ControllerError::InvalidPartitions {
+            reason: format!("The topic {name} currently has {have} partition(s); {count} would not be an increase."),
+        });
+    }
+    check_room(image, want - have)?;
+    let new: Vec<Vec<i32>> = match assignments {
+        Some(given) => {
+            if given.len() != want - have {
+                return Err(ControllerError::InvalidReplicaAssignment {
+                    reason: format!("{} partitions are added but {} assigned", want - have, given.len()),
+                });
+            }
+            let numbered: Vec<_> = (have as i32..).zip(given.iter().cloned()).collect();
+            check_assignment(&numbered, have as i32, &defaults.brokers)?;
+            given.to_vec()
+        }
+        None => {
+            let factor = topic.partitions[0].replicas.len();
+            (have..want).map(|i| replicas(&defaults.brokers, i, factor)).collect()
+        }
+    };
+    Ok(new
+        .into_iter()
+        .enumerate()
+        .map(|(i, replicas)| partition_record(topic.id, (have + i) as u32, replicas))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct AnyConfig;
+    impl Registry for AnyConfig {
+        fn check_topic(&self, _: &str, _: &str) -> Result<(), ControllerError> {
+            Ok(())
+        }
+        fn check_broker(&self, _: &str, _: &str) -> Result<(), ControllerError> {
+            Ok(())
+        }
+        fn topic_list_default(&self, _: &str) -> Option<String> {
+            None
+        }
+    }
+
+    fn new_topic(name: &str, partitions: i32, replication_factor: i16) -> NewTopic {
+        NewTopic {
+            name: name.into(),
+            partitions,
+            replication_factor,
+            assignments: Vec::new(),
+            configs: Vec::new(),
+        }
+    }
+
+    fn defaults() -> Defaults {
+        Defaults {
+            brokers: vec![4],
+            partitions: 3,
+            replication_factor: 1,
+        }
+    }
+
+    #[test]
+    fn names_follow_kafkas_rules() {
+        for (name, ok) in [
+            ("a", true),
+            ("a.b_c-1", true),
+            ("", false),
+            (".", false),
+            ("..", false),
+            ("a b", false),
+            ("ä", false),
+            ("a/b", false),
+        ] {
+            assert_eq!(check_name(name).is_ok(), ok, "{name:?}");
+        }
+        assert!(check_name(&"x".repeat(249)).is_ok());
+        assert!(check_name(&"x".repeat(250)).is_err());
+    }
+
+    #[test]
+    fn counts_are_checked() {
+        let image = Image::default();
+        let make = |t: NewTopic| create(&image, &defaults(), &AnyConfig, &t, Uuid::from_u128(1));
+        assert_eq!(make(new_topic("t", -1, -1)).expect("defaults").len(), 4);
+        assert!(matches!(make(new_topic("t", 0, 1)), Err(ControllerError::InvalidPartitions { .. })));
+        assert!(matches!(make(new_topic("t", 1, 2)), Err(ControllerError::InvalidReplicationFactor { .. })));
+        assert!(matches!(make(new_topic("t", 1 << 20, 1)), Err(ControllerError::PolicyViolation { .. })));
+        let mut manual = new_topic("t", -1, -1);
+        manual.assignments = vec![(0, vec![9])];
+        assert!(matches!(make(manual), Err(ControllerError::InvalidReplicaAssignment { .. })));
+    }
+
+    #[test]
+    fn a_topic_grows_and_never_shrinks() {
+        let records = create(&Image::default(), &defaults(), &AnyConfig, &new_topic("t", 2, 1), Uuid::from_u128(1));
+        let image = Image::default().apply(&records.expect("valid"));
+        let grown = image.apply(&grow(&image, &defaults(), "t", 5, None).expect("more"));
+        assert_eq!(grown.topic("t").expect("there").partitions.len(), 5);
+        assert!(grow(&grown, &defaults(), "t", 5, None).is_err());
+        assert!(grow(&grown, &defaults(), "t", 4, None).is_err());
+        assert_eq!(grow(&grown, &defaults(), "u", 4, None), Err(ControllerError::UnknownTopic));
+    }
+}

@@ -1,0 +1,7 @@
+//! Cluster metadata: [`record`]s are facts in the order they were committed, the [`image`] is what they add up to.
+
+pub mod image;
+pub mod record;
+
+pub use image::{Image, PartitionImage, TopicImage};
+pub use record::{ConfigResource, MetadataRecord};

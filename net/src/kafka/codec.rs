@@ -1,0 +1,119 @@
+//! Requests in, responses out. The messages are the `kafka-protocol` crate's; what it trusts (array counts) is
+//! checked by [`shape`](super::shape) first.
+
+use bytes::{Buf, Bytes, BytesMut};
+use kafka_protocol::{
+    messages::{ApiKey, RequestHeader, RequestKind, ResponseHeader},
+    protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
+};
+use thiserror::Error;
+
+use super::{shape, versions};
+
+/// A request that cannot be served. The connection is closed for all but `UnsupportedVersion` of ApiVersions,
+/// because no response could be understood.
+#[derive(Debug, Error)]
+pub enum DecodeError {
+    /// Key of no served API.
+    #[error("API key {0} is not served")]
+    UnknownApi(i16),
+    /// A version outside the offered range.
+    #[error("{api:?} version {version} is not served; ApiVersions says which are")]
+    UnsupportedVersion {
+        /// Which API.
+        api: ApiKey,
+        /// Version asked for.
+        version: i16,
+        /// To answer with.
+        correlation_id: i32,
+    },
+    /// Shorter than it says, or otherwise not what the protocol describes.
+    #[error("malformed {what}: {reason}")]
+    Malformed {
+        /// Header or the API's name.
+        what: String,
+        /// The decoder's words.
+        reason: String,
+    },
+}
+
+/// A decoded request.
+#[derive(Debug)]
+pub struct Request {
+    /// Which API.
+    pub api: ApiKey,
+    /// Version of request and response.
+    pub version: i16,
+    /// To be echoed.
+    pub correlation_id: i32,
+    /// As the client calls itself.
+    pub client_id: Option<StrBytes>,
+    /// The body.
+    pub body: RequestKind,
+}
+
+/// Decodes one frame (without its length prefix).
+///
+/// # Errors
+/// [`DecodeError`].
+pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
+    if frame.len() < 8 {
+        return Err(DecodeError::Malformed {
+            what: "header".into(),
+            reason: format!("{} bytes", frame.len()),
+        });
+    }
+    let key = i16::from_be_bytes([frame[0], frame[1]]);
+    let version = i16::from_be_bytes([frame[2], frame[3]]);
+    let correlation_id = i32::from_be_bytes([frame[4], frame[5], frame[6], frame[7]]);
+    let served = versions::find(key).ok_or(DecodeError::UnknownApi(key))?;
+    let api = served.api;
+    let lowest = if matches!(api, ApiKey::Produce) { 3 } else { served.min };
+    if version < lowest || version > served.max {
+        return Err(DecodeError::UnsupportedVersion {
+            api,
+            version,
+            correlation_id,
+        });
+    }
+    let malformed = |what: &str, reason: String| DecodeError::Malformed {
+        what: what.into(),
+        reason,
+    };
+    let header_version = api.request_header_version(version);
+    shape::check_header(&frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
+    let header = RequestHeader::decode(&mut frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
+    let name = format!("{api:?} v{version}");
+    shape::check(api, version, &frame).map_err(|e| malformed(&name, e.to_string()))?;
+    let body = RequestKind::decode(api, &mut frame, version).map_err(|e| malformed(&name, e.to_string()))?;
+    if frame.has_remaining() {
+        return Err(malformed(&name, format!("{} bytes follow it", frame.remaining())));
+    }
+    Ok(Request {
+        api,
+        version,
+        correlation_id,
+        client_id: header.client_id,
+        body,
+    })
+}
+
+/// Encodes a response with length prefix and header.
+///
+/// # Panics
+/// If a field was set that the version does not have: a bug of the handler.
+#[must_use]
+pub fn encode<R: Encodable + HeaderVersion>(response: &R, version: i16, correlation_id: i32) -> BytesMut {
+    let mut out = BytesMut::with_capacity(256);
+    out.extend_from_slice(&[0; 4]);
+    ResponseHeader::default()
+        .with_correlation_id(correlation_id)
+        .encode(&mut out, R::header_version(version))
+        .expect("a response header has no field that a version lacks");
+    response
+        .encode(&mut out, version)
+        .unwrap_or_else(|e| panic!("a handler built a response that version {version} cannot carry: {e}"));
+    let length = (out.len() - 4) as i32;
+    out[..4].copy_from_slice(&length.to_be_bytes());
+    out
+}

@@ -1,0 +1,329 @@
+//! Walks a request's bytes along its schema before it is decoded, so that no count or length from a socket is
+//! trusted: the decoder allocates for as many elements as an array states, and a few bytes can state two
+//! thousand million of them.
+//!
+//! Schemas are written in a small notation, one string per API, versions as `@from`, `@from-to`:
+//! `b` int8/bool, `h` int16, `i` int32, `l` int64, `d` float64, `u` uuid, `s` string, `n` nullable string, `y` bytes,
+//! `[…]` array of structures, `{…}` array of plain elements. Source: Kafka's message definitions.
+
+use kafka_protocol::messages::ApiKey;
+use thiserror::Error;
+
+/// Why a request does not have its API's shape.
+#[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
+pub enum ShapeError {
+    /// It ends inside a field.
+    #[error("it ends inside a field")]
+    Short,
+    /// A count or length that its bytes cannot hold.
+    #[error("a count of {count} where {left} bytes are left")]
+    Count {
+        /// As stated.
+        count: i64,
+        /// To the end.
+        left: usize,
+    },
+    /// A number longer than its type.
+    #[error("an overlong number")]
+    Number,
+}
+
+/// `(flexible from version, schema)`.
+fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
+    Some(match api {
+        ApiKey::Produce => (9, "n@3 h i [s@3-12 u@13 [i y]]"),
+        ApiKey::Fetch => (12, "i@0-14 i i i@3 b@4 i@7 i@7 [s@0-12 u@13 [i i@9 l i@12 l@5 i]] [s@7-12 u@13 {i}@7]@7 s@11"),
+        ApiKey::ListOffsets => (6, "i b@2 [s [i i@4 l]] i@10"),
+        ApiKey::Metadata => (9, "[u@10 n] b@4 b@8-10 b@8"),
+        ApiKey::OffsetCommit => (8, "s i@1 s@1 n@7 l@2-4 [s [i l i@6 l@1-1 n]]"),
+        ApiKey::OffsetFetch => (6, "s@0-7 [s {i}]@0-7 [s n@9 i@9 [s {i}]]@8 b@7"),
+        ApiKey::FindCoordinator => (3, "s@0-3 b@1 {s}@4"),
+        ApiKey::JoinGroup => (6, "s i i@1 s n@5 s [s y] n@8"),
+        ApiKey::Heartbeat => (4, "s i s n@3"),
+        ApiKey::LeaveGroup => (4, "s s@0-2 [s n n@5]@3"),
+        ApiKey::SyncGroup => (4, "s i s n@3 n@5 n@5 [s y]"),
+        ApiKey::DescribeGroups => (5, "{s} b@3"),
+        ApiKey::ListGroups => (3, "{s}@4 {s}@5"),
+        ApiKey::ApiVersions => (3, "s@3 s@3"),
+        ApiKey::CreateTopics => (5, "[s i h [i {i}] [s n]] i b@1"),
+        ApiKey::DeleteTopics => (4, "[n u]@6 {s}@0-5 i"),
+        ApiKey::DeleteRecords => (2, "[s [i l]] i"),
+        ApiKey::InitProducerId => (2, "n i l@3 h@3"),
+        ApiKey::OffsetForLeaderEpoch => (4, "i@3 [s [i i@2 i]]"),
+        ApiKey::DescribeAcls => (2, "b n b@1 n n b b"),
+        ApiKey::DescribeConfigs => (4, "[b s {s}] b@1 b@3"),
+        ApiKey::AlterConfigs => (2, "[b s [s n]] b"),
+        ApiKey::DescribeLogDirs => (2, "[s {i}]"),
+        ApiKey::CreatePartitions => (2, "[s i [{i}]] i b"),
+        ApiKey::DeleteGroups => (2, "{s}"),
+        ApiKey::IncrementalAlterConfigs => (1, "[b s [s b n]] b"),
+        ApiKey::OffsetDelete => (i16::MAX, "s [s [i]]"),
+        ApiKey::DescribeCluster => (0, "b b@1 b@2"),
+        ApiKey::DescribeProducers => (0, "[s {i}]"),
+        ApiKey::DescribeTopicPartitions => (0, "[s] i ?[s i]"),
+        _ => return None,
+    })
+}
+
+struct Walk<'a> {
+    left: &'a [u8],
+    version: i16,
+    flexible: bool,
+}
+
+impl Walk<'_> {
+    fn skip(&mut self, n: usize) -> Result<(), ShapeError> {
+        self.left = self.left.get(n..).ok_or(ShapeError::Short)?;
+        Ok(())
+    }
+
+    fn int(&mut self, width: usize) -> Result<i64, ShapeError> {
+        let bytes = self.left.get(..width).ok_or(ShapeError::Short)?;
+        let value = match *bytes {
+            [a, b] => i64::from(i16::from_be_bytes([a, b])),
+            [a, b, c, d] => i64::from(i32::from_be_bytes([a, b, c, d])),
+            _ => 0,
+        };
+        self.skip(width)?;
+        Ok(value)
+    }
+
+    fn unsigned_varint(&mut self) -> Result<i64, ShapeError> {
+        let mut value = 0_u64;
+        for shift in [0, 7, 14, 21, 28] {
+            let (&byte, rest) = self.left.split_first().ok_or(ShapeError::Short)?;
+            self.left = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value as i64);
+            }
+        }
+        Err(ShapeError::Number)
+    }
+
+    /// A length or count, -1 for null.
+    fn count(&mut self, width: usize) -> Result<i64, ShapeError> {
+        if self.flexible {
+            Ok(self.unsigned_varint()? - 1)
+        } else {
+            self.int(width)
+        }
+    }
+
+    fn sized(&mut self, width: usize) -> Result<(), ShapeError> {
+        let len = self.count(width)?;
+        let left = self.left.len();
+        match usize::try_from(len) {
+            Ok(len) if len <= left => self.skip(len),
+            // Null, or a negative length that the decoder refuses by itself.
+            Err(_) => Ok(()),
+            Ok(_) => Err(ShapeError::Count { count: len, left }),
+        }
+    }
+
+    fn tags(&mut self) -> Result<(), ShapeError> {
+        if !self.flexible {
+            return Ok(());
+        }
+        for _ in 0..self.unsigned_varint()? {
+            self.unsigned_varint()?;
+            let len = self.unsigned_varint()?;
+            self.skip(len as usize)?;
+        }
+        Ok(())
+    }
+
+    fn fields(&mut self, schema: &str) -> Result<(), ShapeError> {
+        let mut rest = schema.trim_start();
+        while !rest.is_empty() {
+            let (field, after) = split_field(rest);
+            let (versions, after) = split_versions(after);
+            rest = after.trim_start();
+            if !versions.contains(&self.version) {
+                continue;
+            }
+            self.field(field)?;
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, field: &str) -> Result<(), ShapeError> {
+        match field.as_bytes()[0] {
+            b'b' => self.skip(1),
+            b'h' => self.skip(2),
+            b'i' => self.skip(4),
+            b'l' | b'd' => self.skip(8),
+            b'u' => self.skip(16),
+            b's' | b'n' => self.sized(2),
+            b'y' => self.sized(4),
+            // A nullable structure begins with a byte that says whether it is there.
+            b'?' => {
+                let there = *self.left.first().ok_or(ShapeError::Short)? as i8;
+                self.skip(1)?;
+                if there >= 0 {
+                    self.fields(&field[2..field.len() - 1])?;
+                    self.tags()?;
+                }
+                Ok(())
+            }
+            open => {
+                let inner = &field[1..field.len() - 1];
+                let count = self.count(4)?;
+                // Every element takes at least a byte.
+                if count > self.left.len() as i64 {
+                    return Err(ShapeError::Count {
+                        count,
+                        left: self.left.len(),
+                    });
+                }
+                for _ in 0..count {
+                    self.fields(inner)?;
+                    if open == b'[' {
+                        self.tags()?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The first field of a schema (with its brackets) and what follows.
+fn split_field(schema: &str) -> (&str, &str) {
+    let mut depth = 0;
+    for (at, c) in schema.char_indices() {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth -= 1,
+            '?' => continue,
+            _ => {}
+        }
+        if depth == 0 {
+            return schema.split_at(at + 1);
+        }
+    }
+    unreachable!("schemas are constants with matching brackets: {schema}")
+}
+
+fn split_versions(schema: &str) -> (std::ops::RangeInclusive<i16>, &str) {
+    let Some(rest) = schema.strip_prefix('@') else {
+        return (0..=i16::MAX, schema);
+    };
+    let end = rest.find([' ', '[', ']', '{', '}']).unwrap_or(rest.len());
+    let (versions, rest) = rest.split_at(end);
+    let (from, to) = versions.split_once('-').unwrap_or((versions, "32767"));
+    let number = |s: &str| s.parse().expect("schemas are constants with numeric versions");
+    (number(from)..=number(to), rest)
+}
+
+/// Checks a request's body.
+///
+/// # Errors
+/// [`ShapeError`].
+pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<(), ShapeError> {
+    let Some((flexible_from, schema)) = schema(api) else {
+        return Ok(());
+    };
+    let mut walk = Walk {
+        left: body,
+        version,
+        flexible: version >= flexible_from,
+    };
+    walk.fields(schema)?;
+    walk.tags()
+}
+
+/// Checks a request header: key, version, correlation id, client id (never compact), then tags from version 2 on.
+///
+/// # Errors
+/// [`ShapeError`].
+pub fn check_header(frame: &[u8], header_version: i16) -> Result<(), ShapeError> {
+    let mut walk = Walk {
+        left: frame,
+        version: header_version,
+        flexible: false,
+    };
+    walk.fields("h h i n@1")?;
+    walk.flexible = header_version >= 2;
+    walk.tags()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use kafka_protocol::{messages::*, protocol::Encodable};
+
+    use super::*;
+
+    fn encoded<R: Encodable>(request: &R, version: i16) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        request.encode(&mut out, version).expect("encodes");
+        out.to_vec()
+    }
+
+    #[test]
+    fn counts_beyond_the_bytes_are_refused() {
+        // Metadata v1: an array of two thousand million topics.
+        let body = [0x7f, 0xff, 0xff, 0xff, 0, 1, b'a'];
+        assert!(matches!(check(ApiKey::Metadata, 1, &body), Err(ShapeError::Count { .. })));
+        // The same, compact.
+        let body = [0xff, 0xff, 0xff, 0xff, 0x0f, 0];
+        assert!(matches!(check(ApiKey::Metadata, 12, &body), Err(ShapeError::Count { .. })));
+    }
+
+    #[test]
+    fn every_version_of_a_default_request_has_its_shape() {
+        macro_rules! all {
+            ($($api:ident $request:ident),* $(,)?) => {$({
+                let served = super::super::versions::find(ApiKey::$api as i16).expect("served");
+                for version in served.min..=served.max {
+                    if matches!(ApiKey::$api, ApiKey::Produce) && version < 3 { continue; }
+                    let mut out = BytesMut::new();
+                    if $request::default().encode(&mut out, version).is_err() { continue; }
+                    assert_eq!(check(ApiKey::$api, version, &out), Ok(()), "{} v{version}", stringify!($api));
+                    let mut walk_to_the_end = out.to_vec();
+                    walk_to_the_end.pop();
+                    if !walk_to_the_end.is_empty() || out.len() == 1 {
+                        assert!(check(ApiKey::$api, version, &walk_to_the_end).is_err(),
+                            "{} v{version}: the last byte belongs to it", stringify!($api));
+                    }
+                }
+            })*};
+        }
+        all! {
+            Produce ProduceRequest, Fetch FetchRequest, ListOffsets ListOffsetsRequest, Metadata MetadataRequest,
+            OffsetCommit OffsetCommitRequest, OffsetFetch OffsetFetchRequest, FindCoordinator FindCoordinatorRequest,
+            JoinGroup JoinGroupRequest, Heartbeat HeartbeatRequest, LeaveGroup LeaveGroupRequest,
+            SyncGroup SyncGroupRequest, DescribeGroups DescribeGroupsRequest, ListGroups ListGroupsRequest,
+            ApiVersions ApiVersionsRequest, CreateTopics CreateTopicsRequest, DeleteTopics DeleteTopicsRequest,
+            DeleteRecords DeleteRecordsRequest, InitProducerId InitProducerIdRequest,
+            OffsetForLeaderEpoch OffsetForLeaderEpochRequest, DescribeAcls DescribeAclsRequest,
+            DescribeConfigs DescribeConfigsRequest,
+            AlterConfigs AlterConfigsRequest, DescribeLogDirs DescribeLogDirsRequest,
+            CreatePartitions CreatePartitionsRequest, DeleteGroups DeleteGroupsRequest,
+            IncrementalAlterConfigs IncrementalAlterConfigsRequest, OffsetDelete OffsetDeleteRequest,
+            DescribeCluster DescribeClusterRequest, DescribeProducers DescribeProducersRequest,
+            DescribeTopicPartitions DescribeTopicPartitionsRequest,
+        }
+    }
+
+    #[test]
+    fn nested_arrays_are_walked() {
+        use kafka_protocol::messages::{fetch_request::*, create_topics_request::*};
+        let fetch = FetchRequest::default().with_topics(vec![
+            FetchTopic::default().with_partitions(vec![FetchPartition::default(); 3]),
+            FetchTopic::default().with_partitions(vec![FetchPartition::default()]),
+        ]);
+        for version in 4..=12 {
+            assert_eq!(check(ApiKey::Fetch, version, &encoded(&fetch, version)), Ok(()), "v{version}");
+        }
+        let create = CreateTopicsRequest::default().with_topics(vec![
+            CreatableTopic::default()
+                .with_assignments(vec![CreatableReplicaAssignment::default().with_broker_ids(vec![1.into(), 2.into()])])
+                .with_configs(vec![CreatableTopicConfig::default(); 2]),
+        ]);
+        for version in 2..=7 {
+            assert_eq!(check(ApiKey::CreateTopics, version, &encoded(&create, version)), Ok(()), "v{version}");
+        }
+    }
+}
