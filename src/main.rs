@@ -1,1 +1,135 @@
-fn main(){}
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use millrace::{
+    config::{ConfigError, ENTRIES, Scope, Settings},
+    doctor, server,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A distributed message queue that speaks the Kafka protocol.
+#[derive(Parser)]
+#[command(name = "millrace", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts a broker.
+    Serve(Serve),
+    /// Looks at this host: what a broker needs, and what to do where it is missing.
+    Doctor {
+        /// Folder that would hold the data.
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Lists every setting with its default.
+    Settings,
+}
+
+#[derive(clap::Args)]
+struct Serve {
+    /// TOML file of settings.
+    #[arg(long, value_name = "FILE", env = "MILLRACE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Any setting by its name; `millrace settings` lists them. May be given more than once.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    sets: Vec<String>,
+    /// Folder of all data [default: millrace-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address that Kafka clients connect to [default: 127.0.0.1:9092]
+    #[arg(long, value_name = "HOST:PORT")]
+    kafka_listen: Option<String>,
+    /// Address told to clients, if it is another
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Shards, one per core [default: the cores this process may use]
+    #[arg(long, value_name = "N")]
+    cores: Option<String>,
+    /// Memory for batches, caches and requests [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Number of this broker [default: 0]
+    #[arg(long, value_name = "N")]
+    node_id: Option<String>,
+}
+
+impl Serve {
+    fn settings(&self) -> Result<Settings, ConfigError> {
+        let mut settings = Settings::default();
+        if let Some(file) = &self.config {
+            settings.load_file(file)?;
+        }
+        settings.load_environment(std::env::vars())?;
+        for set in &self.sets {
+            let (name, value) = set.split_once('=').ok_or_else(|| ConfigError::Invalid {
+                reason: format!("--set {set}: write NAME=VALUE"),
+            })?;
+            settings.set(name.trim(), value)?;
+        }
+        for (name, value) in [
+            ("data.dir", &self.data_dir),
+            ("kafka.listen", &self.kafka_listen),
+            ("advertise", &self.advertise),
+            ("cores", &self.cores),
+            ("memory", &self.memory),
+            ("node.id", &self.node_id),
+        ] {
+            if let Some(value) = value {
+                settings.set(name, value)?;
+            }
+        }
+        Ok(settings)
+    }
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MILLRACE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    match Cli::parse().command {
+        Command::Serve(serve) => {
+            let result = serve.settings().map_err(server::ServeError::from).and_then(server::serve);
+            match result {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("millrace: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Command::Doctor { data_dir } => {
+            let dir = data_dir.unwrap_or_else(|| PathBuf::from("."));
+            let findings = doctor::examine(&dir);
+            findings.iter().for_each(|f| println!("{f}"));
+            if findings.iter().any(|f| f.level == doctor::Level::Fatal) {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            }
+        }
+        Command::Settings => {
+            for scope in ["broker", "topic"] {
+                println!("# {scope} settings");
+                for e in ENTRIES {
+                    if matches!(e.scope, Scope::Topic { .. }) == (scope == "topic") {
+                        println!("{} = {}\n    {}", e.name, e.default, e.doc);
+                    }
+                }
+                println!();
+            }
+            ExitCode::SUCCESS
+        }
+    }
+}

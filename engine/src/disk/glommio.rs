@@ -88,6 +88,15 @@ pub struct GlommioHost {
 }
 
 impl GlommioHost {
+    /// Bytes of the file system that holds `path`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn total_space(&self, path: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(stat.f_blocks * stat.f_frsize)
+    }
+
     /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping.
     #[must_use]
     pub fn new(background: TaskQueueHandle) -> Self {

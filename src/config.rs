@@ -1,0 +1,498 @@
+//! The configuration registry: one table behind the command line, environment, TOML file, documentation and
+//! DescribeConfigs.
+//!
+//! Names are Kafka's where Kafka has one. A broker setting `num.partitions` is given as `--set num.partitions=8`, as
+//! `MILLRACE_NUM_PARTITIONS=8`, or as `num.partitions = 8` in the file; the command line wins over the environment, the
+//! environment over the file.
+
+use std::{collections::BTreeMap, path::Path};
+
+use millrace_cluster::controller::{ControllerError, configs::Registry};
+use thiserror::Error;
+
+/// Type of a value, with its bounds. DescribeConfigs reports it.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// 32 bits, with the smallest and largest value allowed.
+    Int(i64, i64),
+    /// 64 bits, likewise.
+    Long(i64, i64),
+    /// `true` or `false`.
+    Bool,
+    /// Text.
+    Str,
+    /// A number between 0 and 1.
+    Ratio,
+    /// Comma-separated.
+    List,
+    /// One of these.
+    OneOf(&'static [&'static str]),
+}
+
+impl Kind {
+    /// Kafka's number for the type (ConfigDef.Type in DescribeConfigs, KIP-569).
+    #[must_use]
+    pub fn code(self) -> i8 {
+        match self {
+            Self::Bool => 1,
+            Self::Str | Self::OneOf(_) => 2,
+            Self::Int(..) => 3,
+            Self::Long(..) => 5,
+            Self::Ratio => 6,
+            Self::List => 7,
+        }
+    }
+
+    fn check(self, name: &str, value: &str) -> Result<(), String> {
+        let range = |min: i64, max: i64| match value.trim().parse::<i64>() {
+            Ok(n) if n >= min && n <= max => Ok(()),
+            Ok(n) => Err(format!("Invalid value {n} for configuration {name}: it must be between {min} and {max}")),
+            Err(_) => Err(format!("Invalid value {value} for configuration {name}: not a number of this type")),
+        };
+        match self {
+            Self::Int(min, max) | Self::Long(min, max) => range(min, max),
+            Self::Bool => match value.trim() {
+                "true" | "false" => Ok(()),
+                _ => Err(format!("Invalid value {value} for configuration {name}: expected true or false")),
+            },
+            Self::Ratio => match value.trim().parse::<f64>() {
+                Ok(n) if (0.0..=1.0).contains(&n) => Ok(()),
+                _ => Err(format!("Invalid value {value} for configuration {name}: expected a number from 0 to 1")),
+            },
+            Self::OneOf(allowed) if !allowed.contains(&value.trim()) => Err(format!(
+                "Invalid value {value} for configuration {name}: String must be one of: {}",
+                allowed.join(", ")
+            )),
+            Self::Str | Self::List | Self::OneOf(_) => Ok(()),
+        }
+    }
+}
+
+/// What a setting is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// Read at the start; `dynamic` ones can be changed with AlterConfigs.
+    Broker {
+        /// Takes effect without a restart.
+        dynamic: bool,
+    },
+    /// Of a topic, with the broker setting that is its default (may be the same name).
+    Topic {
+        /// Where its default comes from.
+        broker: &'static str,
+    },
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Kafka's name, or ours.
+    pub name: &'static str,
+    /// Type and bounds.
+    pub kind: Kind,
+    /// Unless set.
+    pub default: &'static str,
+    /// Of what.
+    pub scope: Scope,
+    /// What it does, one sentence or two.
+    pub doc: &'static str,
+}
+
+const MAX: i64 = i64::MAX;
+const INT: i64 = i32::MAX as i64;
+
+const fn broker(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Entry {
+    Entry { name, kind, default, scope: Scope::Broker { dynamic: false }, doc }
+}
+
+const fn dynamic(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Entry {
+    Entry { name, kind, default, scope: Scope::Broker { dynamic: true }, doc }
+}
+
+const fn topic(name: &'static str, broker: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Entry {
+    Entry { name, kind, default, scope: Scope::Topic { broker }, doc }
+}
+
+const CODECS: &[&str] = &["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"];
+const TIMES: &[&str] = &["CreateTime", "LogAppendTime"];
+
+/// Every setting.
+pub const ENTRIES: &[Entry] = &[
+    broker("data.dir", Kind::Str, "millrace-data", "Folder of all data; made if it is not there."),
+    broker("kafka.listen", Kind::Str, "127.0.0.1:9092", "Address that Kafka clients connect to; port 0 picks a free one and prints it."),
+    broker("advertise", Kind::Str, "", "Address told to clients, if it is not the one listened on."),
+    broker("cores", Kind::Int(0, 1024), "0", "Shards, one per core; 0 takes the cores this process may use."),
+    broker("memory", Kind::Str, "1GiB", "Memory for batches, caches and requests, of all shards together; at least 64MiB."),
+    broker("node.id", Kind::Int(0, INT), "0", "Number of this broker in the cluster; kept in the data folder."),
+    broker("spin.us", Kind::Int(0, 1_000_000), "0", "Microseconds that a shard spins before it sleeps; costs a core, saves wake-ups."),
+    broker("journal.bytes", Kind::Long(1 << 20, 1 << 40), "67108864", "Size of each shard's journal; bounds unwritten batches and the time of recovery."),
+    broker("disk.free.bytes.min", Kind::Long(0, MAX), "268435456", "Free space below which appends are refused."),
+    broker("socket.request.max.bytes", Kind::Int(1024, INT), "104857600", "Largest request; larger ones close the connection."),
+    broker("max.connections", Kind::Int(1, INT), "10000", "Connections of all shards together; further ones are closed at once."),
+    broker("max.inflight.requests.per.connection", Kind::Int(1, 10_000), "100", "Produce requests of one connection that are worked on at once; then its socket is not read."),
+    broker("log.segment.bytes", Kind::Int(1 << 14, INT), "1073741824", "Default of segment.bytes."),
+    broker("log.roll.ms", Kind::Long(1, MAX), "604800000", "Default of segment.ms."),
+    broker("log.retention.ms", Kind::Long(-1, MAX), "604800000", "Default of retention.ms."),
+    broker("log.retention.bytes", Kind::Long(-1, MAX), "-1", "Default of retention.bytes."),
+    broker("log.flush.interval.messages", Kind::Long(1, MAX), "1", "Default of flush.messages."),
+    broker("log.flush.interval.ms", Kind::Long(0, MAX), "9223372036854775807", "Default of flush.ms."),
+    broker("message.max.bytes", Kind::Int(0, INT), "1048588", "Default of max.message.bytes."),
+    broker("compression.type", Kind::OneOf(CODECS), "producer", "Default of the topic setting of this name."),
+    broker("log.message.timestamp.type", Kind::OneOf(TIMES), "CreateTime", "Default of message.timestamp.type."),
+    broker("log.message.timestamp.before.max.ms", Kind::Long(0, MAX), "9223372036854775807", "Default of message.timestamp.before.max.ms."),
+    broker("log.message.timestamp.after.max.ms", Kind::Long(0, MAX), "3600000", "Default of message.timestamp.after.max.ms."),
+    broker("log.cleanup.policy", Kind::OneOf(&["delete"]), "delete", "Default of cleanup.policy."),
+    broker("num.partitions", Kind::Int(1, INT), "1", "Partitions of a topic created without a count."),
+    broker("default.replication.factor", Kind::Int(1, 32767), "1", "Replicas of a topic created without a count."),
+    broker("min.insync.replicas", Kind::Int(1, INT), "1", "Default of the topic setting of this name."),
+    broker("auto.create.topics.enable", Kind::Bool, "true", "A Metadata request that allows it creates topics it names."),
+    broker("delete.topic.enable", Kind::Bool, "true", "Topics may be deleted."),
+    broker("group.min.session.timeout.ms", Kind::Int(1, INT), "6000", "Smallest session timeout a consumer may ask for."),
+    broker("group.max.session.timeout.ms", Kind::Int(1, INT), "1800000", "Largest session timeout a consumer may ask for."),
+    broker("group.initial.rebalance.delay.ms", Kind::Int(0, INT), "3000", "How long the first rebalance of an empty group waits for more members."),
+    broker("group.max.size", Kind::Int(1, INT), "2147483647", "Most members of a group."),
+    broker("offset.metadata.max.bytes", Kind::Int(0, INT), "4096", "Longest note in an offset commit."),
+    broker("offsets.retention.minutes", Kind::Int(1, INT), "10080", "Offsets of a group without members are kept this long."),
+    broker("offsets.topic.num.partitions", Kind::Int(1, 10_000), "50", "Partitions of __consumer_offsets; fixed once it exists."),
+    broker("producer.id.expiration.ms", Kind::Int(1, INT), "86400000", "A producer that has not written for so long is forgotten."),
+    broker("fetch.max.bytes", Kind::Int(1024, INT), "57671680", "Most bytes of one fetch answer."),
+    broker("max.incremental.fetch.session.cache.slots", Kind::Int(0, INT), "1000", "Fetch sessions kept (KIP-227); beyond them clients send full fetches."),
+    broker("decompress.max.bytes", Kind::Long(1 << 16, MAX), "134217728", "Most bytes that one batch may unpack to, where the broker has to unpack it."),
+    dynamic("log.retention.check.interval.ms", Kind::Long(1, MAX), "30000", "Accepted for compatibility; retention runs every 30 seconds."),
+    topic("cleanup.policy", "log.cleanup.policy", Kind::OneOf(&["delete"]), "delete", "What happens to old records; compaction is not there yet."),
+    topic("compression.type", "compression.type", Kind::OneOf(CODECS), "producer", "Codec that batches are stored with; `producer` keeps them as they come."),
+    topic("flush.messages", "log.flush.interval.messages", Kind::Long(1, MAX), "1", "A flush is due after so many records; 1 is before every acknowledgement."),
+    topic("flush.ms", "log.flush.interval.ms", Kind::Long(0, MAX), "9223372036854775807", "A flush is due so long after an unflushed append."),
+    topic("max.message.bytes", "message.max.bytes", Kind::Int(0, INT), "1048588", "Largest record batch."),
+    topic("message.timestamp.type", "log.message.timestamp.type", Kind::OneOf(TIMES), "CreateTime", "Whose clock timestamps come from."),
+    topic("message.timestamp.before.max.ms", "log.message.timestamp.before.max.ms", Kind::Long(0, MAX), "9223372036854775807", "How far in the past a timestamp may lie."),
+    topic("message.timestamp.after.max.ms", "log.message.timestamp.after.max.ms", Kind::Long(0, MAX), "3600000", "How far in the future a timestamp may lie."),
+    topic("min.insync.replicas", "min.insync.replicas", Kind::Int(1, INT), "1", "Replicas that must be in sync for acks=all."),
+    topic("retention.bytes", "log.retention.bytes", Kind::Long(-1, MAX), "-1", "A partition is cut to this size; -1 for never."),
+    topic("retention.ms", "log.retention.ms", Kind::Long(-1, MAX), "604800000", "Records older than this go; -1 for never."),
+    topic("segment.bytes", "log.segment.bytes", Kind::Int(1 << 14, INT), "1073741824", "A segment is closed before it grows beyond this."),
+    topic("segment.ms", "log.roll.ms", Kind::Long(1, MAX), "604800000", "A segment is closed this long after its first append."),
+    // Kafka has these; here there is nothing they could change (delays and sizes of files, compaction that is not there).
+    topic("delete.retention.ms", "", Kind::Long(0, MAX), "86400000", "Only of compacted topics, which are not there yet."),
+    topic("file.delete.delay.ms", "", Kind::Long(0, MAX), "60000", "Files are removed at once."),
+    topic("index.interval.bytes", "", Kind::Int(0, INT), "4096", "The index has one entry for 128 KiB."),
+    topic("max.compaction.lag.ms", "", Kind::Long(1, MAX), "9223372036854775807", "Only of compacted topics."),
+    topic("min.cleanable.dirty.ratio", "", Kind::Ratio, "0.5", "Only of compacted topics."),
+    topic("min.compaction.lag.ms", "", Kind::Long(0, MAX), "0", "Only of compacted topics."),
+    topic("preallocate", "", Kind::Bool, "false", "The journal is always prewritten."),
+    topic("segment.index.bytes", "", Kind::Int(4, INT), "10485760", "Index size follows the segment's."),
+    topic("segment.jitter.ms", "", Kind::Long(0, MAX), "0", "Segments are closed without jitter."),
+    topic("unclean.leader.election.enable", "", Kind::OneOf(&["false"]), "false", "Never: an out-of-sync replica does not lead."),
+];
+
+/// The entry of a broker setting.
+#[must_use]
+pub fn find_broker(name: &str) -> Option<&'static Entry> {
+    ENTRIES
+        .iter()
+        .find(|e| e.name == name && matches!(e.scope, Scope::Broker { .. }))
+}
+
+/// The entry of a topic setting.
+#[must_use]
+pub fn find_topic(name: &str) -> Option<&'static Entry> {
+    ENTRIES
+        .iter()
+        .find(|e| e.name == name && matches!(e.scope, Scope::Topic { .. }))
+}
+
+/// A configuration that cannot be used; the text says what to do.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// Not in the registry.
+    #[error("unknown setting {name:?}{}; `millrace settings` lists all", hint.as_ref().map(|h| format!(" (did you mean {h:?}?)")).unwrap_or_default())]
+    Unknown {
+        /// As given.
+        name: String,
+        /// A name like it.
+        hint: Option<String>,
+    },
+    /// Outside its type or bounds.
+    #[error("{reason}")]
+    Invalid {
+        /// Which and why.
+        reason: String,
+    },
+    /// The file cannot be read or is not TOML.
+    #[error("{path}: {reason}")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Where a value came from; DescribeConfigs says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The registry.
+    Default,
+    /// File, environment or command line.
+    Static,
+}
+
+/// Broker settings in force.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    set: BTreeMap<&'static str, String>,
+}
+
+impl Settings {
+    /// Sets one.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+        let entry = find_broker(name).ok_or_else(|| ConfigError::Unknown {
+            name: name.into(),
+            hint: closest(name),
+        })?;
+        entry
+            .kind
+            .check(name, value)
+            .map_err(|reason| ConfigError::Invalid { reason })?;
+        self.set.insert(entry.name, value.trim().into());
+        Ok(())
+    }
+
+    /// Takes in a TOML file; tables are read as dotted names.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let file = |reason: String| ConfigError::File {
+            path: path.display().to_string(),
+            reason,
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| file(e.to_string()))?;
+        let mut flat = Vec::new();
+        flatten("", &table, &mut flat);
+        for (name, value) in flat {
+            self.set(&name, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in `MILLRACE_…` variables. Ones that name no setting are refused, like any other misspelling.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load_environment(&mut self, variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
+        for (variable, value) in variables {
+            let Some(rest) = variable.strip_prefix("MILLRACE_") else { continue };
+            // Of the command itself.
+            if rest == "LOG" || rest == "CONFIG" || rest.starts_with("TEST_") {
+                continue;
+            }
+            self.set(&rest.to_ascii_lowercase().replace('_', "."), &value)?;
+        }
+        Ok(())
+    }
+
+    /// Value of a setting.
+    ///
+    /// # Panics
+    /// If the registry has no such broker setting: a bug of ours.
+    #[must_use]
+    pub fn get(&self, name: &str) -> &str {
+        self.set
+            .get(name)
+            .map_or_else(|| find_broker(name).unwrap_or_else(|| panic!("no setting {name}")).default, String::as_str)
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn source(&self, name: &str) -> Source {
+        if self.set.contains_key(name) { Source::Static } else { Source::Default }
+    }
+
+    /// A numeric setting.
+    ///
+    /// # Panics
+    /// If it is not numeric: values are checked when set.
+    #[must_use]
+    pub fn number(&self, name: &str) -> i64 {
+        self.get(name).parse().unwrap_or_else(|_| panic!("{name} was checked when set"))
+    }
+
+    /// A yes-or-no setting.
+    #[must_use]
+    pub fn flag(&self, name: &str) -> bool {
+        self.get(name) == "true"
+    }
+
+    /// The default that a topic setting has on this broker, and where it comes from.
+    #[must_use]
+    pub fn topic_default(&self, entry: &Entry) -> (&str, Source) {
+        match entry.scope {
+            Scope::Topic { broker } if !broker.is_empty() => (self.get(broker), self.source(broker)),
+            _ => (find_topic(entry.name).map_or("", |e| e.default), Source::Default),
+        }
+    }
+}
+
+fn flatten(prefix: &str, table: &toml::Table, out: &mut Vec<(String, String)>) {
+    for (key, value) in table {
+        let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            toml::Value::Table(inner) => flatten(&name, inner, out),
+            toml::Value::String(s) => out.push((name, s.clone())),
+            other => out.push((name, other.to_string())),
+        }
+    }
+}
+
+fn closest(name: &str) -> Option<String> {
+    let tail = name.rsplit('.').next().unwrap_or(name);
+    ENTRIES
+        .iter()
+        .filter(|e| matches!(e.scope, Scope::Broker { .. }))
+        .map(|e| e.name)
+        .find(|n| n.contains(tail) || n.replace(['.', '_', '-'], "") == name.replace(['.', '_', '-'], ""))
+        .map(str::to_owned)
+}
+
+/// Bytes of a size like `64MiB`, `1G`, `1048576`.
+///
+/// # Errors
+/// A text that says what is allowed.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let scale = match unit.trim_end_matches("ib").trim_end_matches('b') {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1_u64 << 40,
+        _ => return Err(format!("{text:?} is not a size; write for example 512MiB or 2GiB")),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(scale))
+        .ok_or_else(|| format!("{text:?} is not a size; write for example 512MiB or 2GiB"))
+}
+
+/// The registry as the controller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Known;
+
+impl Registry for Known {
+    fn check_topic(&self, name: &str, value: &str) -> Result<(), ControllerError> {
+        let invalid = |reason: String| ControllerError::InvalidConfig { reason };
+        let Some(entry) = find_topic(name) else {
+            return Err(invalid(if KAFKA_ONLY.contains(&name) {
+                format!("{name} is not supported by Millrace yet")
+            } else {
+                format!("Unknown topic config name: {name}")
+            }));
+        };
+        if name == "cleanup.policy" && value.contains("compact") {
+            return Err(invalid(
+                "cleanup.policy=compact is not supported yet: records would be kept that compaction should remove, \
+                 or removed that it should keep. Use cleanup.policy=delete with retention.ms."
+                    .into(),
+            ));
+        }
+        entry.kind.check(name, value).map_err(invalid)
+    }
+
+    fn check_broker(&self, name: &str, value: &str) -> Result<(), ControllerError> {
+        let invalid = |reason: String| ControllerError::InvalidConfig { reason };
+        let entry = find_broker(name).ok_or_else(|| invalid(format!("Unknown broker config name: {name}")))?;
+        if !matches!(entry.scope, Scope::Broker { dynamic: true }) {
+            return Err(invalid(format!(
+                "{name} cannot be changed while the broker runs: restart it with --set {name}={value}"
+            )));
+        }
+        entry.kind.check(name, value).map_err(invalid)
+    }
+
+    fn topic_list_default(&self, name: &str) -> Option<String> {
+        // `cleanup.policy` is a list in Kafka, with one value allowed here.
+        (name == "cleanup.policy").then(|| "delete".to_owned())
+    }
+}
+
+/// Topic settings of Kafka whose being ignored could change what is kept or seen.
+const KAFKA_ONLY: &[&str] = &[
+    "remote.storage.enable",
+    "local.retention.ms",
+    "local.retention.bytes",
+    "remote.copy.disable",
+    "remote.delete.on.disable",
+    "follower.replication.throttled.replicas",
+    "leader.replication.throttled.replicas",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_passes_its_own_check() {
+        for entry in ENTRIES {
+            assert_eq!(entry.kind.check(entry.name, entry.default), Ok(()), "{}", entry.name);
+            if let Scope::Topic { broker } = entry.scope
+                && !broker.is_empty()
+            {
+                let of_broker = find_broker(broker).unwrap_or_else(|| panic!("{} names {broker}", entry.name));
+                assert_eq!(of_broker.default, entry.default, "{}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn values_come_from_file_environment_and_command_line() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let file = dir.path().join("millrace.toml");
+        std::fs::write(&file, "num.partitions = 3\n[group]\nmax.size = 7\n[log]\nretention.ms = 5\n").expect("written");
+        let mut settings = Settings::default();
+        settings.load_file(&file).expect("valid");
+        settings
+            .load_environment([("MILLRACE_NUM_PARTITIONS".into(), "4".into()), ("PATH".into(), "x".into())].into_iter())
+            .expect("valid");
+        assert_eq!(settings.number("num.partitions"), 4);
+        settings.set("num.partitions", "5").expect("valid");
+        assert_eq!(settings.number("num.partitions"), 5);
+        assert_eq!(settings.number("group.max.size"), 7);
+        assert_eq!(settings.source("log.retention.ms"), Source::Static);
+        assert!(matches!(settings.set("num.partitons", "1"), Err(ConfigError::Unknown { .. })));
+        assert!(matches!(settings.set("num.partitions", "0"), Err(ConfigError::Invalid { .. })));
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [("1048576", 1 << 20), ("64MiB", 64 << 20), ("2g", 2 << 30), ("1KB", 1024)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "x", "1.5g", "-1", "99999999999g"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_change_durability_or_retention_is_refused() {
+        for (name, value) in [
+            ("cleanup.policy", "compact"),
+            ("cleanup.policy", "compact,delete"),
+            ("remote.storage.enable", "true"),
+            ("unclean.leader.election.enable", "true"),
+            ("no.such", "1"),
+            ("retention.ms", "x"),
+        ] {
+            assert!(Known.check_topic(name, value).is_err(), "{name}={value}");
+        }
+        for (name, value) in [("retention.ms", "-1"), ("segment.jitter.ms", "5"), ("compression.type", "zstd")] {
+            assert!(Known.check_topic(name, value).is_ok(), "{name}={value}");
+        }
+    }
+}

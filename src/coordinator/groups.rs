@@ -1,0 +1,432 @@
+//! Driver of the group coordinator: persists what it says, answers what waits, keeps its clock.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use millrace_cluster::{
+    controller::topics::{self, NewTopic},
+    group::{
+        Coordinator, GroupConfig, GroupError, Output, ReplyId,
+        coordinator::{Caller, Join, Joined, Synced},
+        offsets::Committed,
+        records,
+    },
+};
+use millrace_engine::{
+    PartitionKey,
+    host::Host,
+    kafka_batch::{self, BATCH_HEADER_LEN, NewRecord},
+    sync::{Budget, WaitList},
+};
+use uuid::Uuid;
+
+use crate::{
+    config::{Known, Settings},
+    coordinator::controller,
+    kafka::errors::Failure,
+    node::{Node, OFFSETS_TOPIC},
+};
+
+/// Bytes of a coordinator partition's log after which its state is written anew and what lies before is cut. This
+/// bounds disk use and load time until the topic is compacted.
+const SNAPSHOT_BYTES: u64 = 16 << 20;
+/// Appends take one of these each and hold it until the state knows of them; a snapshot and the expiry of offsets
+/// take all, so that what they read and what the log says are the same.
+const APPENDS: u64 = 1 << 20;
+/// Bytes of records in one batch of a snapshot.
+const SNAPSHOT_BATCH_BYTES: usize = 256 << 10;
+
+enum Answer {
+    Joined(Result<Joined, (GroupError, String)>),
+    Synced(Result<Synced, GroupError>),
+}
+
+/// The group coordinator of a node.
+pub struct GroupsDriver {
+    state: RefCell<Coordinator>,
+    answers: RefCell<HashMap<ReplyId, Answer>>,
+    answered: WaitList,
+    next_reply: Cell<ReplyId>,
+    clock_changed: WaitList,
+    clock_generation: Cell<u64>,
+    /// Outputs are carried out in order.
+    draining: Rc<Budget>,
+    creating: Rc<Budget>,
+    appends: Rc<Budget>,
+    loaded: Cell<bool>,
+    snapshot_at: RefCell<HashMap<u32, u64>>,
+}
+
+fn config(settings: &Settings) -> GroupConfig {
+    GroupConfig {
+        min_session_timeout_ms: settings.number("group.min.session.timeout.ms") as i32,
+        max_session_timeout_ms: settings.number("group.max.session.timeout.ms") as i32,
+        initial_rebalance_delay_ms: settings.number("group.initial.rebalance.delay.ms"),
+        max_size: settings.number("group.max.size") as usize,
+        metadata_max_bytes: settings.number("offset.metadata.max.bytes") as usize,
+        offsets_retention_ms: settings.number("offsets.retention.minutes") * 60_000,
+    }
+}
+
+/// Java's `String.hashCode`, by which Kafka picks a group's partition.
+fn java_hash(s: &str) -> i32 {
+    s.encode_utf16()
+        .fold(0_i32, |h, c| h.wrapping_mul(31).wrapping_add(i32::from(c)))
+}
+
+/// Partition of `__consumer_offsets` that holds a group.
+#[must_use]
+pub fn partition_of(group: &str, partitions: usize) -> u32 {
+    (java_hash(group) & i32::MAX) as u32 % partitions.max(1) as u32
+}
+
+impl GroupsDriver {
+    /// Without groups; [`load`](Self::load) brings them.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            state: RefCell::new(Coordinator::new(config(settings))),
+            answers: RefCell::default(),
+            answered: WaitList::default(),
+            next_reply: Cell::new(0),
+            clock_changed: WaitList::default(),
+            clock_generation: Cell::new(0),
+            draining: Budget::new(1),
+            creating: Budget::new(1),
+            appends: Budget::new(APPENDS),
+            loaded: Cell::new(false),
+            snapshot_at: RefCell::default(),
+        }
+    }
+
+    /// Reads all groups from the log.
+    ///
+    /// # Errors
+    /// [`Failure`] if the log cannot be read.
+    pub async fn load(&self, node: &Rc<Node>) -> Result<(), Failure> {
+        let now = node.now_ms();
+        let view = node.view();
+        if let Some(topic) = view.image.topic(OFFSETS_TOPIC) {
+            for partition in 0..topic.partitions.len() as u32 {
+                let key = PartitionKey {
+                    topic: topic.id,
+                    partition,
+                };
+                let Some(log) = node.engine.partition(&key) else { continue };
+                let start = log.status().log_start;
+                node.engine
+                    .visit(key, start, |batch| {
+                        self.load_batch(&batch.payload, now);
+                        true
+                    })
+                    .await?;
+            }
+        }
+        self.state.borrow_mut().loaded(now);
+        self.loaded.set(true);
+        self.wake_clock();
+        Ok(())
+    }
+
+    fn load_batch(&self, payload: &[u8], now: i64) {
+        let Ok((info, len)) = kafka_batch::parse(payload) else { return };
+        let visited = kafka_batch::for_each_record(&payload[BATCH_HEADER_LEN..len], &info, |record| {
+            if let Some(decoded) = record.key.and_then(|key| records::decode(key, record.value, now)) {
+                self.state.borrow_mut().load(decoded, now);
+            }
+            true
+        });
+        if let Err(error) = visited {
+            tracing::error!(%error, "a batch of {OFFSETS_TOPIC} does not decode; its commits are missing");
+        }
+    }
+
+    fn wake_clock(&self) {
+        self.clock_generation.set(self.clock_generation.get() + 1);
+        self.clock_changed.wake_all();
+    }
+
+    /// Lets time pass for the groups; runs as long as the node. One timer for all groups.
+    pub async fn run_clock(&self, node: &Rc<Node>) {
+        let mut next_expiry = node.now_ms() + 60_000;
+        loop {
+            let seen = self.clock_generation.get();
+            let now = node.now_ms();
+            if now >= next_expiry {
+                let _all = self.appends.acquire(APPENDS).await;
+                self.state.borrow_mut().expire_offsets(now);
+                next_expiry = now + 60_000;
+            }
+            self.state.borrow_mut().tick(now);
+            self.drain(node).await;
+            let due = self.state.borrow().next_deadline().unwrap_or(i64::MAX).min(next_expiry);
+            let wait = Duration::from_millis((due - node.now_ms()).clamp(1, 60_000) as u64);
+            futures_lite::future::or(
+                self.clock_changed
+                    .wait(|| (self.clock_generation.get() != seen).then_some(())),
+                node.host.sleep(wait),
+            )
+            .await;
+            if node.is_stopping() {
+                return;
+            }
+        }
+    }
+
+    /// Carries out what the state machine asks for, in its order.
+    async fn drain(&self, node: &Rc<Node>) {
+        let _turn = self.draining.acquire(1).await;
+        loop {
+            let Some(output) = self.state.borrow_mut().poll_output() else { break };
+            match output {
+                Output::Persist { group, records } => {
+                    let records = records
+                        .into_iter()
+                        .map(|(key, value)| NewRecord {
+                            key: Some(key),
+                            value,
+                            timestamp: node.now_ms(),
+                        })
+                        .collect::<Vec<_>>();
+                    if let Err(failure) = self.append(node, &group, &records).await {
+                        // The group goes on; after a restart its members would join again.
+                        tracing::error!(group, error = failure.message, "a group's state could not be persisted");
+                    }
+                }
+                Output::Joined(reply, answer) => {
+                    self.answers.borrow_mut().insert(reply, Answer::Joined(answer));
+                }
+                Output::Synced(reply, answer) => {
+                    self.answers.borrow_mut().insert(reply, Answer::Synced(answer));
+                }
+            }
+        }
+        self.answered.wake_all();
+    }
+
+    async fn after_change(&self, node: &Rc<Node>) {
+        self.drain(node).await;
+        self.wake_clock();
+    }
+
+    fn reply(&self) -> ReplyId {
+        let reply = self.next_reply.get();
+        self.next_reply.set(reply + 1);
+        reply
+    }
+
+    fn ready(&self) -> Result<(), GroupError> {
+        if self.loaded.get() { Ok(()) } else { Err(GroupError::Loading) }
+    }
+
+    /// JoinGroup.
+    ///
+    /// # Errors
+    /// The error and the member id to answer with.
+    pub async fn join(&self, node: &Rc<Node>, join: Join) -> Result<Joined, (GroupError, String)> {
+        self.ready().map_err(|e| (e, join.member_id.clone()))?;
+        let reply = self.reply();
+        self.state.borrow_mut().join(reply, join, node.now_ms());
+        self.after_change(node).await;
+        let answer = self.answered.wait(|| self.answers.borrow_mut().remove(&reply)).await;
+        match answer {
+            Answer::Joined(answer) => answer,
+            Answer::Synced(_) => unreachable!("reply ids are given once"),
+        }
+    }
+
+    /// SyncGroup.
+    ///
+    /// # Errors
+    /// [`GroupError`].
+    pub async fn sync(
+        &self,
+        node: &Rc<Node>,
+        group: &str,
+        caller: Caller<'_>,
+        protocol: (Option<&str>, Option<&str>),
+        assignments: Vec<(String, Bytes)>,
+    ) -> Result<Synced, GroupError> {
+        self.ready()?;
+        let reply = self.reply();
+        self.state
+            .borrow_mut()
+            .sync(reply, group, caller, protocol, assignments, node.now_ms());
+        self.after_change(node).await;
+        let answer = self.answered.wait(|| self.answers.borrow_mut().remove(&reply)).await;
+        match answer {
+            Answer::Synced(answer) => answer,
+            Answer::Joined(_) => unreachable!("reply ids are given once"),
+        }
+    }
+
+    /// Anything that is answered at once.
+    ///
+    /// # Errors
+    /// [`GroupError::Loading`] before the groups are there.
+    pub async fn with<T>(
+        &self,
+        node: &Rc<Node>,
+        act: impl FnOnce(&mut Coordinator, i64) -> Result<T, GroupError>,
+    ) -> Result<T, GroupError> {
+        self.ready()?;
+        let result = act(&mut self.state.borrow_mut(), node.now_ms());
+        self.after_change(node).await;
+        result
+    }
+
+    /// Commits offsets, durably.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn commit(
+        &self,
+        node: &Rc<Node>,
+        group: &str,
+        offsets: Vec<(String, i32, Committed)>,
+    ) -> Result<(), Failure> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<NewRecord> = offsets
+            .iter()
+            .map(|(topic, partition, committed)| NewRecord {
+                key: Some(records::offset_key(group, topic, *partition)),
+                value: Some(records::offset_value(committed)),
+                timestamp: committed.commit_ms,
+            })
+            .collect();
+        // What was removed before is removed in the log before.
+        self.drain(node).await;
+        let (key, epoch) = self.partition_for(node, group).await?;
+        let one = self.appends.acquire(1).await;
+        self.append_to(node, key, epoch, &records).await?;
+        let now = node.now_ms();
+        let mut state = self.state.borrow_mut();
+        for (topic, partition, committed) in offsets {
+            state.committed(group, &topic, partition, committed, now);
+        }
+        drop(state);
+        drop(one);
+        self.snapshot_if_due(node, key, epoch).await
+    }
+
+    /// A topic is gone, and with it what was committed for it.
+    pub async fn topic_deleted(&self, node: &Rc<Node>, topic: &str) {
+        self.state.borrow_mut().topic_deleted(topic);
+        self.drain(node).await;
+    }
+
+    async fn append(&self, node: &Rc<Node>, group: &str, records: &[NewRecord]) -> Result<(), Failure> {
+        let (key, epoch) = self.partition_for(node, group).await?;
+        self.append_to(node, key, epoch, records).await?;
+        self.snapshot_if_due(node, key, epoch).await
+    }
+
+    async fn append_to(&self, node: &Rc<Node>, key: PartitionKey, epoch: i32, records: &[NewRecord]) -> Result<i64, Failure> {
+        let payload = kafka_batch::build(records, (-1, -1, -1));
+        let (info, _) = kafka_batch::parse(&payload).map_err(millrace_engine::AppendError::Batch)?;
+        let permit = node.engine.admit(payload.len()).await;
+        let appended = node.engine.append(key, epoch, vec![(info, payload)], permit)?;
+        if let Some(log) = node.engine.partition(&key) {
+            log.wait_high_watermark(appended.end_offset).await?;
+        }
+        Ok(appended.base_offset)
+    }
+
+    /// The group's partition; the topic is created when the first group needs it.
+    async fn partition_for(&self, node: &Rc<Node>, group: &str) -> Result<(PartitionKey, i32), Failure> {
+        if node.view().image.topic(OFFSETS_TOPIC).is_none() {
+            self.create_topic(node).await?;
+        }
+        let view = node.view();
+        let topic = view.image.topic(OFFSETS_TOPIC).ok_or_else(Failure::coordinator_not_available)?;
+        let partition = partition_of(group, topic.partitions.len());
+        let key = PartitionKey {
+            topic: topic.id,
+            partition,
+        };
+        Ok((key, topic.partitions[partition as usize].leader_epoch))
+    }
+
+    /// Makes `__consumer_offsets` if it is not there.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn create_topic(&self, node: &Rc<Node>) -> Result<(), Failure> {
+        let _turn = self.creating.acquire(1).await;
+        let topic = NewTopic {
+            name: OFFSETS_TOPIC.into(),
+            partitions: node.shared.settings.number("offsets.topic.num.partitions") as i32,
+            replication_factor: -1,
+            assignments: Vec::new(),
+            configs: Vec::new(),
+        };
+        let defaults = controller::defaults(node);
+        node.coordinator()
+            .controller
+            .change(node, |image| {
+                if image.topic(OFFSETS_TOPIC).is_some() {
+                    return (Vec::new(), Ok(()));
+                }
+                match topics::create(image, &defaults, &Known, &topic, Uuid::new_v4()) {
+                    Ok(records) => (records, Ok(())),
+                    Err(error) => (Vec::new(), Err(Failure::from(error))),
+                }
+            })
+            .await?
+    }
+
+    async fn snapshot_if_due(&self, node: &Rc<Node>, key: PartitionKey, epoch: i32) -> Result<(), Failure> {
+        let Some(log) = node.engine.partition(&key) else { return Ok(()) };
+        let due = *self.snapshot_at.borrow().get(&key.partition).unwrap_or(&SNAPSHOT_BYTES);
+        if log.status().size_bytes < due {
+            return Ok(());
+        }
+        let _all = self.appends.acquire(APPENDS).await;
+        // Not again until this one is done.
+        self.snapshot_at.borrow_mut().insert(key.partition, u64::MAX);
+        let partitions = node.view().image.topic(OFFSETS_TOPIC).map_or(1, |t| t.partitions.len());
+        let now = node.now_ms();
+        let state: Vec<NewRecord> = self
+            .state
+            .borrow()
+            .snapshot(|group| partition_of(group, partitions) == key.partition)
+            .into_iter()
+            .map(|(k, value)| NewRecord {
+                key: Some(k),
+                value,
+                timestamp: now,
+            })
+            .collect();
+        let mut start = None;
+        let mut rest = state.as_slice();
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let take = rest
+                .iter()
+                .take_while(|r| {
+                    bytes += r.key.as_ref().map_or(0, Bytes::len) + r.value.as_ref().map_or(0, Bytes::len) + 32;
+                    bytes <= SNAPSHOT_BATCH_BYTES
+                })
+                .count()
+                .max(1);
+            let (batch, after) = rest.split_at(take);
+            let base = self.append_to(node, key, epoch, batch).await?;
+            start.get_or_insert(base);
+            rest = after;
+        }
+        if let Some(start) = start {
+            node.engine.delete_records(&log, start).await?;
+        }
+        self.snapshot_at
+            .borrow_mut()
+            .insert(key.partition, log.status().size_bytes + SNAPSHOT_BYTES);
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! What a data folder is: its cluster, its node, its own id, and the lock that keeps a second broker out.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Version of the folder's layout; a broker refuses any other.
+const LAYOUT: i64 = 1;
+/// Name of the file.
+pub const FILE: &str = "millrace.identity";
+
+/// Why a folder cannot be used; the text says what to do.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// The system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another broker runs on it.
+    #[error("{path} is in use by another broker; stop it, or give this one another folder with --data-dir", path = path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Not readable as an identity.
+    #[error("{path} is damaged: {reason}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Written by another version.
+    #[error("{path}: the data folder has layout {found}, this build uses {LAYOUT}; use the release that wrote it", path = path.display())]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// As written.
+        found: i64,
+    },
+    /// Started under another node id than before.
+    #[error("the data folder belongs to node {stored}, but --node-id {given} was given; a folder keeps its node id")]
+    NodeId {
+        /// In the folder.
+        stored: i64,
+        /// Asked for.
+        given: i64,
+    },
+    /// Holds files, but none of ours.
+    #[error("{path} is not empty and not a Millrace data folder; give an empty or new one with --data-dir", path = path.display())]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// A data folder, locked for as long as this lives.
+#[derive(Debug)]
+pub struct Identity {
+    /// Kafka's cluster id.
+    pub cluster_id: String,
+    /// The node.
+    pub node_id: i32,
+    /// The folder's own id.
+    pub directory_id: Uuid,
+    _lock: File,
+}
+
+/// 22 characters, as Kafka writes ids: url-safe base64 without padding.
+fn kafka_uuid(id: Uuid) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let bits = id.as_u128();
+    (0..22)
+        .map(|i| {
+            let shift = 122 - i * 6;
+            let index = if shift >= 0 { bits >> shift } else { bits << -shift };
+            ALPHABET[(index & 63) as usize] as char
+        })
+        .collect()
+}
+
+/// Opens a data folder, making and naming it the first time. `node_id` is what was asked for, if anything was.
+///
+/// # Errors
+/// [`IdentityError`].
+pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError> {
+    let io_error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| IdentityError::Io { path, source }
+    };
+    fs::create_dir_all(dir).map_err(io_error(dir))?;
+    let lock_path = dir.join("LOCK");
+    let path = dir.join(FILE);
+    let foreign = !path.exists()
+        && fs::read_dir(dir)
+            .map_err(io_error(dir))?
+            .filter_map(Result::ok)
+            .any(|e| !matches!(e.file_name().to_str(), Some("LOCK" | "lost+found")));
+    if foreign {
+        return Err(IdentityError::Foreign { path: dir.to_owned() });
+    }
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(io_error(&lock_path))?;
+    lock.try_lock().map_err(|_| IdentityError::Locked { path: dir.to_owned() })?;
+    if !path.exists() {
+        let text = format!(
+            "# Written by Millrace. Do not edit.\nlayout = {LAYOUT}\ncluster_id = \"{}\"\nnode_id = {}\ndirectory_id = \"{}\"\n",
+            kafka_uuid(Uuid::new_v4()),
+            node_id.unwrap_or(0),
+            Uuid::new_v4(),
+        );
+        write_durably(dir, &path, &text).map_err(io_error(&path))?;
+    }
+    let text = fs::read_to_string(&path).map_err(io_error(&path))?;
+    let damaged = |reason: &str| IdentityError::Damaged {
+        path: path.clone(),
+        reason: reason.into(),
+    };
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| damaged(e.message()))?;
+    let number = |name: &str| {
+        table
+            .get(name)
+            .and_then(toml::Value::as_integer)
+            .ok_or_else(|| damaged(&format!("{name} is missing")))
+    };
+    let string = |name: &str| {
+        table
+            .get(name)
+            .and_then(toml::Value::as_str)
+            .ok_or_else(|| damaged(&format!("{name} is missing")))
+    };
+    let found = number("layout")?;
+    if found != LAYOUT {
+        return Err(IdentityError::Layout { path, found });
+    }
+    let stored = number("node_id")?;
+    if let Some(given) = node_id.map(i64::from).filter(|given| *given != stored) {
+        return Err(IdentityError::NodeId { stored, given });
+    }
+    Ok(Identity {
+        cluster_id: string("cluster_id")?.to_owned(),
+        node_id: i32::try_from(stored).map_err(|_| damaged("node_id is out of range"))?,
+        directory_id: string("directory_id")?.parse().map_err(|_| damaged("directory_id is no UUID"))?,
+        _lock: lock,
+    })
+}
+
+fn write_durably(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_keeps_its_identity_and_takes_one_broker_at_a_time() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let first = open(dir.path(), Some(3)).expect("new");
+        assert_eq!(first.cluster_id.len(), 22);
+        assert!(matches!(open(dir.path(), None), Err(IdentityError::Locked { .. })));
+        let cluster_id = first.cluster_id.clone();
+        drop(first);
+        assert!(matches!(open(dir.path(), Some(4)), Err(IdentityError::NodeId { stored: 3, given: 4 })));
+        let again = open(dir.path(), None).expect("the same");
+        assert_eq!((again.cluster_id.as_str(), again.node_id), (cluster_id.as_str(), 3));
+    }
+
+    #[test]
+    fn folders_of_others_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        fs::write(dir.path().join("notes.txt"), "x").expect("written");
+        assert!(matches!(open(dir.path(), None), Err(IdentityError::Foreign { .. })));
+        let dir = tempfile::tempdir().expect("temporary folder");
+        fs::write(dir.path().join(FILE), "layout = 99\n").expect("written");
+        assert!(matches!(open(dir.path(), None), Err(IdentityError::Layout { found: 99, .. })));
+    }
+}

@@ -1,0 +1,116 @@
+//! Settings as the admin APIs show and name them.
+
+use kafka_protocol::{ResponseError, protocol::StrBytes};
+use millrace_cluster::metadata::{ConfigResource, Image};
+
+use super::errors::Failure;
+use crate::config::{ENTRIES, Entry, Scope, Settings, Source};
+
+/// Kafka's resource types.
+pub const TOPIC: i8 = 2;
+/// Kafka's resource types.
+pub const BROKER: i8 = 4;
+/// Kafka's resource types; accepted and empty, there are no loggers to set.
+pub const BROKER_LOGGER: i8 = 8;
+
+/// DescribeConfigs' source: set on the topic.
+pub const SOURCE_TOPIC: i8 = 1;
+/// Set on the broker while it runs.
+pub const SOURCE_DYNAMIC_BROKER: i8 = 2;
+/// File, environment or command line.
+pub const SOURCE_STATIC: i8 = 4;
+/// Nobody set it.
+pub const SOURCE_DEFAULT: i8 = 5;
+
+/// A setting in force.
+#[derive(Clone, Debug)]
+pub struct Effective {
+    /// Which.
+    pub entry: &'static Entry,
+    /// Its value.
+    pub value: String,
+    /// Whence.
+    pub source: i8,
+    /// Everything that could have given it, strongest first: name, value, source.
+    pub synonyms: Vec<(&'static str, String, i8)>,
+}
+
+/// All settings of a topic.
+#[must_use]
+pub fn topic_entries(settings: &Settings, image: &Image, resource: &ConfigResource) -> Vec<Effective> {
+    ENTRIES
+        .iter()
+        .filter_map(|entry| {
+            let Scope::Topic { broker } = entry.scope else { return None };
+            let mut synonyms = Vec::new();
+            if let Some(value) = image.config(resource, entry.name) {
+                synonyms.push((entry.name, value.to_owned(), SOURCE_TOPIC));
+            }
+            if !broker.is_empty() {
+                if settings.source(broker) == Source::Static {
+                    synonyms.push((broker, settings.get(broker).to_owned(), SOURCE_STATIC));
+                }
+                synonyms.push((broker, entry.default.to_owned(), SOURCE_DEFAULT));
+            }
+            let (value, source) = match synonyms.first() {
+                Some((_, value, source)) => (value.clone(), *source),
+                None => (entry.default.to_owned(), SOURCE_DEFAULT),
+            };
+            Some(Effective {
+                entry,
+                value,
+                source,
+                synonyms,
+            })
+        })
+        .collect()
+}
+
+/// All settings of this broker.
+#[must_use]
+pub fn broker_entries(settings: &Settings, image: &Image, node_id: i32) -> Vec<Effective> {
+    ENTRIES
+        .iter()
+        .filter(|e| matches!(e.scope, Scope::Broker { .. }))
+        .map(|entry| {
+            let mut synonyms = Vec::new();
+            for resource in [ConfigResource::Broker(Some(node_id)), ConfigResource::Broker(None)] {
+                if let Some(value) = image.config(&resource, entry.name) {
+                    synonyms.push((entry.name, value.to_owned(), SOURCE_DYNAMIC_BROKER));
+                }
+            }
+            if settings.source(entry.name) == Source::Static {
+                synonyms.push((entry.name, settings.get(entry.name).to_owned(), SOURCE_STATIC));
+            }
+            synonyms.push((entry.name, entry.default.to_owned(), SOURCE_DEFAULT));
+            let (_, value, source) = synonyms[0].clone();
+            Effective {
+                entry,
+                value,
+                source,
+                synonyms,
+            }
+        })
+        .collect()
+}
+
+/// The resource that a request names.
+///
+/// # Errors
+/// INVALID_REQUEST for a type or broker that is not served here.
+pub fn resource(kind: i8, name: &StrBytes, node_id: i32) -> Result<ConfigResource, Failure> {
+    let invalid = |reason: String| Failure::new(ResponseError::InvalidRequest, reason);
+    match kind {
+        TOPIC => {
+            millrace_cluster::controller::topics::check_name(name)?;
+            Ok(ConfigResource::Topic(name.to_string()))
+        }
+        BROKER if name.is_empty() => Ok(ConfigResource::Broker(None)),
+        BROKER | BROKER_LOGGER => match name.parse::<i32>() {
+            Ok(id) if id == node_id => Ok(ConfigResource::Broker(Some(id))),
+            Ok(id) => Err(invalid(format!("Unexpected broker id, expected {node_id} but received {id}"))),
+            Err(_) => Err(invalid(format!("Broker id must be an integer, but it is: {name}"))),
+        },
+        other => Err(invalid(format!("Unsupported resource type {other}"))),
+    }
+}

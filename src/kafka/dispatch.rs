@@ -1,0 +1,78 @@
+//! From a decoded request to its handler, and from the handler's response to bytes.
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+use kafka_protocol::messages::{ApiVersionsResponse, RequestKind};
+use millrace_net::kafka::codec::{self, Request};
+
+use super::{connection::Peer, handlers as h};
+use crate::node::Node;
+
+/// What goes back.
+pub enum Reply {
+    /// A response.
+    Bytes(BytesMut),
+    /// Nothing is expected (acks=0).
+    Nothing,
+    /// The connection is to be closed.
+    Close,
+}
+
+/// The answer to an ApiVersions request newer than ours: version 0 of the response with error 35 and the ranges.
+#[must_use]
+pub fn unsupported_api_versions(correlation_id: i32) -> BytesMut {
+    codec::encode(&h::api_versions::unsupported(), 0, correlation_id)
+}
+
+/// Handles one request.
+pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
+    let (version, id) = (request.version, request.correlation_id);
+    macro_rules! answer {
+        ($response:expr) => {
+            Reply::Bytes(codec::encode(&$response, version, id))
+        };
+    }
+    let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());
+    match request.body {
+        RequestKind::Produce(r) => match h::produce::handle(node, version, r).await {
+            h::produce::Outcome::Answer(response) => answer!(response),
+            h::produce::Outcome::Silent => Reply::Nothing,
+            h::produce::Outcome::Close => Reply::Close,
+        },
+        RequestKind::Fetch(r) => Reply::Bytes(h::fetch::handle(node, version, id, r).await),
+        RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
+        RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, r).await),
+        RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, r).await),
+        RequestKind::OffsetFetch(r) => answer!(h::offset_fetch::handle(node, version, r).await),
+        RequestKind::FindCoordinator(r) => answer!(h::find_coordinator::handle(node, version, r).await),
+        RequestKind::JoinGroup(r) => answer!(h::join_group::handle(node, version, client_id, peer, r).await),
+        RequestKind::Heartbeat(r) => answer!(h::heartbeat::handle(node, r).await),
+        RequestKind::LeaveGroup(r) => answer!(h::leave_group::handle(node, version, r).await),
+        RequestKind::SyncGroup(r) => answer!(h::sync_group::handle(node, r).await),
+        RequestKind::DescribeGroups(r) => answer!(h::describe_groups::handle(node, version, r).await),
+        RequestKind::ListGroups(r) => answer!(h::list_groups::handle(node, version, r).await),
+        RequestKind::ApiVersions(r) => answer!(h::api_versions::handle(version, &r)),
+        RequestKind::CreateTopics(r) => answer!(h::create_topics::handle(node, version, r).await),
+        RequestKind::DeleteTopics(r) => answer!(h::delete_topics::handle(node, version, r).await),
+        RequestKind::DeleteRecords(r) => answer!(h::delete_records::handle(node, r).await),
+        RequestKind::InitProducerId(r) => answer!(h::init_producer_id::handle(node, r).await),
+        RequestKind::OffsetForLeaderEpoch(r) => answer!(h::offset_for_leader_epoch::handle(node, r).await),
+        RequestKind::DescribeAcls(_) => answer!(h::describe_acls::handle()),
+        RequestKind::DescribeConfigs(r) => answer!(h::describe_configs::handle(node, version, &r)),
+        RequestKind::AlterConfigs(r) => answer!(h::alter_configs::handle(node, r).await),
+        RequestKind::IncrementalAlterConfigs(r) => answer!(h::incremental_alter_configs::handle(node, r).await),
+        RequestKind::DescribeLogDirs(r) => answer!(h::describe_log_dirs::handle(node, version, r).await),
+        RequestKind::CreatePartitions(r) => answer!(h::create_partitions::handle(node, r).await),
+        RequestKind::DeleteGroups(r) => answer!(h::delete_groups::handle(node, r).await),
+        RequestKind::OffsetDelete(r) => answer!(h::offset_delete::handle(node, r).await),
+        RequestKind::DescribeCluster(r) => answer!(h::describe_cluster::handle(node, version, &r)),
+        RequestKind::DescribeProducers(r) => answer!(h::describe_producers::handle(node, r).await),
+        RequestKind::DescribeTopicPartitions(r) => answer!(h::describe_topic_partitions::handle(node, &r)),
+        other => {
+            // The version table lists what is served; what it lists has an arm above.
+            tracing::error!(?other, "a listed API has no handler");
+            answer!(ApiVersionsResponse::default())
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! DescribeCluster, versions 0 to 2.
+
+use std::rc::Rc;
+
+use kafka_protocol::{
+    ResponseError,
+    messages::{DescribeClusterRequest, DescribeClusterResponse, describe_cluster_response::DescribeClusterBroker},
+    protocol::StrBytes,
+};
+
+use crate::{kafka::topics::OPERATIONS_UNKNOWN, node::Node};
+
+/// Handles a request.
+#[must_use]
+pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeClusterRequest) -> DescribeClusterResponse {
+    if version >= 1 && request.endpoint_type != 1 {
+        return DescribeClusterResponse::default()
+            .with_error_code(ResponseError::UnsupportedEndpointType.code())
+            .with_error_message(Some(StrBytes::from_static_str("Only broker endpoints are served here.")));
+    }
+    let (host, port) = node.advertised.borrow().clone();
+    let id = node.shared.node_id.into();
+    let response = DescribeClusterResponse::default()
+        .with_cluster_id(StrBytes::from_string(node.shared.cluster_id.clone()))
+        .with_controller_id(id)
+        .with_cluster_authorized_operations(OPERATIONS_UNKNOWN)
+        .with_brokers(vec![
+            DescribeClusterBroker::default()
+                .with_broker_id(id)
+                .with_host(StrBytes::from_string(host))
+                .with_port(i32::from(port)),
+        ]);
+    if version >= 1 { response.with_endpoint_type(1) } else { response }
+}

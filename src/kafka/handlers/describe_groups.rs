@@ -1,0 +1,90 @@
+//! DescribeGroups, versions 0 to 6; an unknown group is `Dead`, from version 6 on with GROUP_ID_NOT_FOUND (KIP-1043).
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use kafka_protocol::{
+    ResponseError,
+    messages::{
+        DescribeGroupsRequest, DescribeGroupsResponse,
+        describe_groups_response::{DescribedGroup, DescribedGroupMember},
+    },
+    protocol::StrBytes,
+};
+use millrace_cluster::group::classic::{Group, GroupState};
+
+use crate::{
+    kafka::{errors::Failure, topics::OPERATIONS_UNKNOWN},
+    node::Node,
+};
+
+/// Handles a request.
+pub async fn handle(node: &Rc<Node>, version: i16, request: DescribeGroupsRequest) -> DescribeGroupsResponse {
+    let asked = request.groups.clone();
+    let groups = node
+        .router
+        .call(node, 0, move |n| async move {
+            n.coordinator()
+                .groups
+                .with(&n, |groups, _| {
+                    Ok(asked.iter().map(|id| groups.group(id).cloned()).collect::<Vec<_>>())
+                })
+                .await
+        })
+        .await;
+    let failed = match &groups {
+        Ok(Ok(_)) => 0,
+        Ok(Err(error)) => Failure::from(*error).code(),
+        Err(_) => Failure::coordinator_not_available().code(),
+    };
+    let mut found = groups.ok().and_then(Result::ok).unwrap_or_default().into_iter();
+    let described = request
+        .groups
+        .into_iter()
+        .map(|id| {
+            let mut out = DescribedGroup::default().with_group_id(id.clone());
+            if version >= 3 {
+                out.authorized_operations = OPERATIONS_UNKNOWN;
+            }
+            match found.next().flatten() {
+                _ if failed != 0 => out.with_error_code(failed),
+                Some(group) => describe(out, &group, version),
+                None => {
+                    out.group_state = StrBytes::from_static_str("Dead");
+                    if version >= 6 {
+                        out.error_code = ResponseError::GroupIdNotFound.code();
+                        out.error_message = Some(StrBytes::from_string(format!("Group {} not found.", id.as_str())));
+                    }
+                    out
+                }
+            }
+        })
+        .collect();
+    DescribeGroupsResponse::default().with_groups(described)
+}
+
+fn describe(out: DescribedGroup, group: &Group, version: i16) -> DescribedGroup {
+    let text = |s: &str| StrBytes::from_string(s.to_owned());
+    let stable = group.state == GroupState::Stable;
+    let protocol = group.protocol.clone().filter(|_| stable).unwrap_or_default();
+    let members = group
+        .members
+        .values()
+        .map(|m| {
+            let mut member = DescribedGroupMember::default()
+                .with_member_id(text(&m.id))
+                .with_client_id(text(&m.client_id))
+                .with_client_host(text(&m.client_host))
+                .with_member_metadata(if stable { m.metadata(&protocol) } else { Bytes::new() })
+                .with_member_assignment(if stable { m.assignment.clone() } else { Bytes::new() });
+            if version >= 4 {
+                member.group_instance_id = m.instance_id.as_deref().map(text);
+            }
+            member
+        })
+        .collect();
+    out.with_group_state(StrBytes::from_static_str(group.state.name()))
+        .with_protocol_type(text(group.protocol_type.as_deref().unwrap_or("")))
+        .with_protocol_data(text(&protocol))
+        .with_members(members)
+}

@@ -1,0 +1,98 @@
+//! ListOffsets, versions 1 to 10: earliest (-2), latest (-1), by time, largest timestamp (-3, KIP-734), earliest local
+//! (-4) and latest tiered (-5) of KIP-405, where nothing is tiered.
+
+use std::{collections::HashSet, rc::Rc};
+
+use kafka_protocol::{
+    ResponseError,
+    messages::{
+        ListOffsetsRequest, ListOffsetsResponse,
+        list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse},
+    },
+};
+use uuid::Uuid;
+
+use crate::{
+    kafka::{
+        errors::Failure,
+        local::{self, Lookup},
+        topics::{check_epoch, find},
+    },
+    node::Node,
+    router::scatter,
+};
+
+/// Handles a request.
+pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) -> ListOffsetsResponse {
+    let view = node.view();
+    let mut work = Vec::new();
+    let mut places = Vec::new();
+    let mut seen = HashSet::new();
+    let mut topics = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let image = find(&view, &topic.name, Uuid::nil(), false);
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for asked in topic.partitions {
+            let mut answer = ListOffsetsPartitionResponse::default()
+                .with_partition_index(asked.partition_index)
+                .with_timestamp(-1)
+                .with_offset(-1);
+            let resolve = || {
+                let image = image.as_ref().map_err(Clone::clone)?;
+                let resolved =
+                    Node::resolve(&view, image, asked.partition_index).ok_or_else(Failure::unknown_partition)?;
+                check_epoch(if version >= 4 { asked.current_leader_epoch } else { -1 }, resolved.leader_epoch)?;
+                let lookup = match asked.timestamp {
+                    -1 => Lookup::Latest,
+                    -2 => Lookup::Earliest,
+                    -3 if version >= 7 => Lookup::MaxTimestamp,
+                    -4 if version >= 8 => Lookup::Earliest,
+                    time if time >= 0 => Lookup::Time(time),
+                    -5 if version >= 9 => return Ok(None),
+                    _ => return Err(Failure::from(ResponseError::UnsupportedVersion)),
+                };
+                Ok(Some((resolved.shard, (resolved.key, lookup))))
+            };
+            if !seen.insert((topic.name.to_string(), asked.partition_index)) {
+                answer.error_code = ResponseError::InvalidRequest.code();
+            } else {
+                match resolve() {
+                    Ok(Some(item)) => {
+                        places.push((topics.len(), partitions.len()));
+                        work.push(item);
+                    }
+                    Ok(None) => {}
+                    Err(failure) => answer.error_code = failure.code(),
+                }
+            }
+            partitions.push(answer);
+        }
+        topics.push(
+            ListOffsetsTopicResponse::default()
+                .with_name(topic.name)
+                .with_partitions(partitions),
+        );
+    }
+    let results = scatter(node, work, |n, list| async move {
+        let mut out = Vec::with_capacity(list.len());
+        for (key, lookup) in list {
+            out.push(local::lookup(&n, key, lookup).await);
+        }
+        out
+    })
+    .await;
+    for ((topic, partition), result) in places.into_iter().zip(results) {
+        let slot = &mut topics[topic].partitions[partition];
+        match result.map_err(Failure::from).and_then(|r| r) {
+            Ok(found) => {
+                slot.offset = found.offset;
+                slot.timestamp = found.timestamp;
+                if version >= 4 {
+                    slot.leader_epoch = found.leader_epoch;
+                }
+            }
+            Err(failure) => slot.error_code = failure.code(),
+        }
+    }
+    ListOffsetsResponse::default().with_topics(topics)
+}

@@ -1,0 +1,143 @@
+//! Metadata, versions 0 to 13: topics by name or id, auto-creation (version 4 and above ask for it, older ones always
+//! do), this broker as the only one.
+
+use std::rc::Rc;
+
+use kafka_protocol::{
+    ResponseError,
+    messages::{
+        MetadataRequest, MetadataResponse, TopicName,
+        metadata_request::MetadataRequestTopic,
+        metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
+    },
+    protocol::StrBytes,
+};
+use millrace_cluster::{
+    controller::{ControllerError, topics},
+    metadata::TopicImage,
+};
+use uuid::Uuid;
+
+use crate::{
+    kafka::{create, errors::Failure, topics::OPERATIONS_UNKNOWN},
+    node::{Node, OFFSETS_TOPIC, View},
+};
+
+/// Handles a request.
+pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> MetadataResponse {
+    // Version 0 means all topics by an empty list, later ones by null.
+    let all = match &request.topics {
+        None => true,
+        Some(topics) => version == 0 && topics.is_empty(),
+    };
+    let may_create = (version < 4 || request.allow_auto_topic_creation)
+        && node.shared.settings.flag("auto.create.topics.enable");
+    let mut view = node.view();
+    let wanted = request.topics.unwrap_or_default();
+    let mut refused = Vec::new();
+    if may_create && !all {
+        let missing: Vec<String> = wanted
+            .iter()
+            .filter(|t| t.topic_id.is_nil())
+            .filter_map(|t| t.name.as_ref().map(|n| n.to_string()))
+            .filter(|name| view.image.topic(name).is_none())
+            .collect();
+        if !missing.is_empty() {
+            refused = create::automatically(node, missing).await;
+            view = node.view();
+        }
+    }
+    let topics = if all {
+        view.image.topics().map(|t| describe(&view, t, version)).collect()
+    } else {
+        wanted
+            .into_iter()
+            .map(|topic| one(&view, topic, version, may_create, &refused))
+            .collect()
+    };
+    let (host, port) = node.advertised.borrow().clone();
+    let id = node.shared.node_id.into();
+    let mut response = MetadataResponse::default()
+        .with_brokers(vec![
+            MetadataResponseBroker::default()
+                .with_node_id(id)
+                .with_host(StrBytes::from_string(host))
+                .with_port(i32::from(port)),
+        ])
+        .with_controller_id(id)
+        .with_topics(topics);
+    if version >= 2 {
+        response.cluster_id = Some(StrBytes::from_string(node.shared.cluster_id.clone()));
+    }
+    response
+}
+
+fn one(
+    view: &View,
+    topic: MetadataRequestTopic,
+    version: i16,
+    may_create: bool,
+    refused: &[(String, Failure)],
+) -> MetadataResponseTopic {
+    let failed = |code: i16, name: Option<TopicName>, id: Uuid| {
+        let mut t = MetadataResponseTopic::default().with_error_code(code).with_name(name);
+        if version >= 10 {
+            t.topic_id = id;
+        }
+        t
+    };
+    if !topic.topic_id.is_nil() {
+        return match view.image.topic_by_id(&topic.topic_id) {
+            Some(image) => describe(view, image, version),
+            None => {
+                // Before version 12 the name may not be null.
+                let name = (version < 12).then(TopicName::default);
+                failed(ResponseError::UnknownTopicId.code(), name, topic.topic_id)
+            }
+        };
+    }
+    let name = topic.name.unwrap_or_default();
+    if let Some(image) = view.image.topic(&name) {
+        return describe(view, image, version);
+    }
+    let code = match refused.iter().find(|(n, _)| *n == name.as_str()) {
+        Some((_, failure)) => failure.code(),
+        None => match topics::check_name(&name) {
+            Err(ControllerError::InvalidTopic { .. }) => ResponseError::InvalidTopicException.code(),
+            _ if may_create => ResponseError::LeaderNotAvailable.code(),
+            _ => ResponseError::UnknownTopicOrPartition.code(),
+        },
+    };
+    failed(code, Some(name), Uuid::nil())
+}
+
+fn describe(_view: &View, image: &TopicImage, version: i16) -> MetadataResponseTopic {
+    let brokers = |ids: &[i32]| ids.iter().map(|id| (*id).into()).collect::<Vec<_>>();
+    let partitions = image
+        .partitions
+        .iter()
+        .enumerate()
+        .map(|(index, p)| {
+            let mut partition = MetadataResponsePartition::default()
+                .with_partition_index(index as i32)
+                .with_leader_id(p.leader.into())
+                .with_replica_nodes(brokers(&p.replicas))
+                .with_isr_nodes(brokers(&p.isr));
+            if version >= 7 {
+                partition.leader_epoch = p.leader_epoch;
+            }
+            partition
+        })
+        .collect();
+    let mut topic = MetadataResponseTopic::default()
+        .with_name(Some(TopicName(StrBytes::from_string(image.name.clone()))))
+        .with_is_internal(image.name == OFFSETS_TOPIC)
+        .with_partitions(partitions);
+    if version >= 8 {
+        topic.topic_authorized_operations = OPERATIONS_UNKNOWN;
+    }
+    if version >= 10 {
+        topic.topic_id = image.id;
+    }
+    topic
+}

@@ -1,0 +1,258 @@
+//! What runs on the shard that owns a partition. Arguments and answers cross between shards; futures do not.
+
+use std::{future::poll_fn, rc::Rc, sync::Arc, sync::atomic::{AtomicBool, Ordering}, task::Poll, time::Duration};
+
+use atomic_waker::AtomicWaker;
+use bytes::Bytes;
+use millrace_engine::{
+    BatchError, PartitionKey, ReadError,
+    host::Host,
+    kafka_batch::BatchInfo,
+    shard::Partition,
+};
+use millrace_net::kafka::compression;
+
+use super::errors::Failure;
+use crate::node::Node;
+
+/// Batches for one partition.
+#[derive(Debug)]
+pub struct Append {
+    /// Where.
+    pub key: PartitionKey,
+    /// Leadership.
+    pub epoch: i32,
+    /// What, checked.
+    pub batches: Vec<(BatchInfo, Bytes)>,
+}
+
+/// An acknowledged append.
+#[derive(Clone, Copy, Debug)]
+pub struct Acked {
+    /// First offset.
+    pub base_offset: i64,
+    /// First offset of the log.
+    pub log_start: i64,
+}
+
+/// Appends to partitions of this shard in order, then waits until all are durable as their flush policy asks.
+pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: bool) -> Vec<Result<Acked, Failure>> {
+    let mut appended = Vec::with_capacity(appends.len());
+    for append in appends {
+        let bytes = append.batches.iter().map(|(_, b)| b.len()).sum();
+        let permit = node.engine.admit(bytes).await;
+        let key = append.key;
+        appended.push((key, node.engine.append(key, append.epoch, append.batches, permit)));
+    }
+    let mut acked = Vec::with_capacity(appended.len());
+    for (key, result) in appended {
+        acked.push(match result {
+            Err(error) => Err(error.into()),
+            Ok(appended) => {
+                let done = match node.engine.partition(&key) {
+                    Some(partition) if wait => partition.wait_high_watermark(appended.end_offset).await,
+                    _ => Ok(()),
+                };
+                done.map(|()| Acked {
+                    base_offset: appended.base_offset,
+                    log_start: appended.log_start,
+                })
+                .map_err(Failure::from)
+            }
+        });
+    }
+    acked
+}
+
+/// One partition of a fetch.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    /// Where.
+    pub key: PartitionKey,
+    /// From.
+    pub offset: i64,
+    /// Most bytes.
+    pub max_bytes: usize,
+    /// The leader epoch of the metadata.
+    pub leader_epoch: i32,
+    /// The epoch of the last record the client has, -1 unknown.
+    pub last_fetched_epoch: i32,
+}
+
+/// What a partition gave.
+#[derive(Debug)]
+pub struct Given {
+    /// Whole batches.
+    pub bytes: Vec<u8>,
+    /// Offset behind the last visible record.
+    pub high_watermark: i64,
+    /// First offset of the log.
+    pub log_start: i64,
+    /// Where the client's log diverged, if it did (KIP-595): epoch and its end offset.
+    pub diverging: Option<(i32, i64)>,
+}
+
+/// Reads partitions of this shard in order, at most `room` bytes together; with `at_least_one` the first that has
+/// anything gives a batch even if it is larger.
+pub async fn read(
+    node: &Rc<Node>,
+    reads: Vec<Read>,
+    mut room: usize,
+    mut at_least_one: bool,
+) -> Vec<Result<Given, Failure>> {
+    let mut given = Vec::with_capacity(reads.len());
+    for read in reads {
+        let result = read_one(node, read, room.min(read.max_bytes), at_least_one).await;
+        if let Ok(g) = &result {
+            room = room.saturating_sub(g.bytes.len());
+            at_least_one &= g.bytes.is_empty();
+        }
+        given.push(result);
+    }
+    given
+}
+
+async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: bool) -> Result<Given, Failure> {
+    let partition = node.engine.partition(&read.key).ok_or_else(Failure::unknown_partition)?;
+    if read.last_fetched_epoch >= 0 {
+        let end = partition.with_state(|s| s.epochs.end_offset(read.last_fetched_epoch, s.log_end()));
+        let status = partition.status();
+        match end {
+            Some((epoch, end)) if epoch < read.last_fetched_epoch || end < read.offset => {
+                return Ok(Given {
+                    bytes: Vec::new(),
+                    high_watermark: status.high_watermark,
+                    log_start: status.log_start,
+                    diverging: Some((epoch, end)),
+                });
+            }
+            _ => {}
+        }
+    }
+    let records = node.engine.read(read.key, read.offset, max_bytes, at_least_one).await?;
+    Ok(Given {
+        bytes: records.bytes,
+        high_watermark: records.high_watermark,
+        log_start: records.log_start,
+        diverging: None,
+    })
+}
+
+/// Ends waits on other shards when one of them has enough.
+#[derive(Default, Debug)]
+pub struct Cancel {
+    cancelled: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Cancel {
+    /// Ends the wait.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// Waits until partitions of this shard have `min_bytes` beyond the offsets given, for at most `time`.
+pub async fn wait_for_bytes(node: &Rc<Node>, reads: Vec<Read>, min_bytes: u64, time: Duration, cancel: Arc<Cancel>) {
+    let partitions: Vec<(Rc<Partition>, i64)> = reads
+        .iter()
+        .filter_map(|r| Some((node.engine.partition(&r.key)?, r.offset)))
+        .collect();
+    let places: Vec<_> = partitions.iter().map(|(p, _)| p.changes().place()).collect();
+    let enough = poll_fn(|cx| {
+        if cancel.cancelled.load(Ordering::Acquire) || node.is_stopping() {
+            return Poll::Ready(());
+        }
+        cancel.waker.register(cx.waker());
+        let mut bytes = 0;
+        for (partition, offset) in &partitions {
+            bytes += partition.bytes_available(*offset);
+            if bytes >= min_bytes || partition.is_deleted() || partition.status().log_start > *offset {
+                return Poll::Ready(());
+            }
+        }
+        for place in &places {
+            place.register(cx);
+        }
+        if cancel.cancelled.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    });
+    futures_lite::future::or(enough, node.host.sleep(time)).await;
+}
+
+/// What ListOffsets asks for.
+#[derive(Clone, Copy, Debug)]
+pub enum Lookup {
+    /// Log start offset.
+    Earliest,
+    /// High watermark.
+    Latest,
+    /// The record with the largest timestamp (KIP-734).
+    MaxTimestamp,
+    /// The first record at or after a time.
+    Time(i64),
+}
+
+/// Offset, timestamp and leader epoch found; -1 each for none.
+#[derive(Clone, Copy, Debug)]
+pub struct Looked {
+    /// Offset.
+    pub offset: i64,
+    /// Timestamp.
+    pub timestamp: i64,
+    /// Leader epoch.
+    pub leader_epoch: i32,
+}
+
+/// Looks an offset up.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn lookup(node: &Rc<Node>, key: PartitionKey, lookup: Lookup) -> Result<Looked, Failure> {
+    let partition = node.engine.partition(&key).ok_or_else(Failure::unknown_partition)?;
+    let status = partition.status();
+    let at = |offset: i64| Looked {
+        offset,
+        timestamp: -1,
+        leader_epoch: partition.with_state(|s| {
+            s.epochs
+                .epoch_of(offset.min(s.log_end() - 1))
+                .or(s.epochs.latest())
+                .unwrap_or(-1)
+        }),
+    };
+    let none = Looked {
+        offset: -1,
+        timestamp: -1,
+        leader_epoch: -1,
+    };
+    let time = match lookup {
+        Lookup::Earliest => return Ok(at(status.log_start)),
+        Lookup::Latest => return Ok(at(status.high_watermark)),
+        Lookup::Time(time) => time,
+        Lookup::MaxTimestamp => {
+            let max = partition.with_state(|s| s.segments().iter().map(|s| s.max_timestamp).max());
+            match max.filter(|m| *m >= 0 && status.high_watermark > status.log_start) {
+                Some(max) => max,
+                None => return Ok(none),
+            }
+        }
+    };
+    let limit = node.shared.settings.number("decompress.max.bytes") as usize;
+    let decompress = |codec: i16, packed: &[u8]| {
+        compression::decompress(codec, packed, limit).map_err(|e| BatchError::Decompress { reason: e.to_string() })
+    };
+    let found = match node.engine.find_time(key, time, &decompress).await {
+        // Retention moved the log start meanwhile.
+        Err(ReadError::OffsetOutOfRange { .. }) => None,
+        other => other?,
+    };
+    Ok(found.map_or(none, |f| Looked {
+        offset: f.offset,
+        timestamp: f.timestamp,
+        leader_epoch: f.leader_epoch,
+    }))
+}

@@ -1,0 +1,13 @@
+//! Serving the Kafka protocol: [`connection`] reads frames and keeps the order of answers, [`dispatch`] finds the
+//! handler, [`handlers`] has one file per API, [`local`] what runs on the shard that owns a partition, [`errors`] the
+//! one mapping to Kafka's codes.
+
+pub mod configs;
+pub mod connection;
+pub mod create;
+pub mod dispatch;
+pub mod errors;
+pub mod handlers;
+pub mod local;
+pub mod sessions;
+pub mod topics;

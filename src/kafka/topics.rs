@@ -1,0 +1,55 @@
+//! What several handlers ask of topics.
+
+use std::sync::Arc;
+
+use kafka_protocol::{ResponseError, messages::TopicName};
+use millrace_cluster::metadata::TopicImage;
+use uuid::Uuid;
+
+use super::errors::Failure;
+use crate::node::View;
+
+/// Bit set of operations a client may do, where authorization is off: "not asked for".
+pub const OPERATIONS_UNKNOWN: i32 = i32::MIN;
+
+/// A topic as a request names it.
+///
+/// # Errors
+/// Unknown topic, or unknown topic id.
+pub fn find(view: &View, name: &TopicName, id: Uuid, by_id: bool) -> Result<Arc<TopicImage>, Failure> {
+    if by_id {
+        let unknown = || Failure::new(ResponseError::UnknownTopicId, "This server does not host this topic ID.");
+        return view.image.topic_by_id(&id).cloned().ok_or_else(unknown);
+    }
+    view.image.topic(name).cloned().ok_or_else(Failure::unknown_partition)
+}
+
+/// Compares the leader epoch a client knows with ours (KIP-320); -1 is "unknown".
+///
+/// # Errors
+/// Fenced if the client's is older, unknown if it is newer.
+pub fn check_epoch(clients: i32, ours: i32) -> Result<(), Failure> {
+    match clients {
+        -1 => Ok(()),
+        epoch if epoch < ours => Err(ResponseError::FencedLeaderEpoch.into()),
+        epoch if epoch > ours => Err(ResponseError::UnknownLeaderEpoch.into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leader_epochs_are_compared() {
+        for (clients, ours, expected) in [
+            (-1, 5, None),
+            (5, 5, None),
+            (4, 5, Some(ResponseError::FencedLeaderEpoch)),
+            (6, 5, Some(ResponseError::UnknownLeaderEpoch)),
+        ] {
+            assert_eq!(check_epoch(clients, ours).err().map(|f| f.error), expected);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The Millrace broker: configuration, shards and the messages between them, one handler per Kafka API.
+//!
+//! [`server`] starts and stops; [`node`] is one shard; [`router`] carries work between shards; [`kafka`] serves the
+//! protocol; [`coordinator`] runs on shard 0; [`config`] is the one registry of settings; [`doctor`] looks at the host.
+
+pub mod config;
+pub mod coordinator;
+pub mod doctor;
+pub mod identity;
+pub mod kafka;
+pub mod node;
+pub mod router;
+pub mod server;

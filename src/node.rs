@@ -1,0 +1,270 @@
+//! One shard of the broker: its storage, its view of the cluster, and the operations that run where a partition lives.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use millrace_cluster::metadata::{ConfigResource, Image, TopicImage};
+use millrace_engine::{
+    PartitionKey,
+    disk::glommio::GlommioHost,
+    host::Host,
+    log::{LogConfig, LogState},
+    shard::Shard,
+    sync::{Budget, WaitList},
+};
+use uuid::Uuid;
+
+use crate::{
+    config::{Settings, find_topic},
+    coordinator::{controller::ControllerDriver, groups::GroupsDriver},
+    kafka::{handlers::init_producer_id::ProducerIds, sessions::Sessions},
+    router::Router,
+};
+
+/// Name of the topic that holds committed offsets.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+/// Id of the metadata log, Kafka's own for `__cluster_metadata`.
+pub const METADATA_TOPIC_ID: Uuid = Uuid::from_u128(1);
+/// The metadata log.
+pub const METADATA_KEY: PartitionKey = PartitionKey {
+    topic: METADATA_TOPIC_ID,
+    partition: 0,
+};
+
+/// What all shards know and none changes, but for two counters.
+#[derive(Debug)]
+pub struct Shared {
+    /// Broker settings.
+    pub settings: Settings,
+    /// Kafka's cluster id.
+    pub cluster_id: String,
+    /// This broker.
+    pub node_id: i32,
+    /// Identity of the data folder (KIP-858).
+    pub directory_id: Uuid,
+    /// Data folder, for DescribeLogDirs.
+    pub data_dir: std::path::PathBuf,
+    /// Open connections of all shards.
+    pub connections: AtomicUsize,
+    /// The broker is stopping.
+    pub stopping: AtomicBool,
+}
+
+/// The cluster's metadata and where its partitions live on this node.
+#[derive(Clone, Default, Debug)]
+pub struct View {
+    /// Committed metadata.
+    pub image: Image,
+    /// Partition → shard.
+    pub placement: HashMap<PartitionKey, u32>,
+}
+
+/// A shard.
+pub struct Node {
+    /// Its number.
+    pub shard: usize,
+    /// Known to all.
+    pub shared: Arc<Shared>,
+    /// Address told to clients.
+    pub advertised: RefCell<(String, u16)>,
+    /// Messages to the others.
+    pub router: Router,
+    /// Storage.
+    pub engine: Shard<GlommioHost>,
+    /// Time.
+    pub host: GlommioHost,
+    /// Latest metadata; replaced whole.
+    view: RefCell<Arc<View>>,
+    /// Fetch sessions of this shard's connections.
+    pub sessions: RefCell<Sessions>,
+    /// Bytes of requests being read or worked on.
+    pub requests: Rc<Budget>,
+    /// Controller and group coordinator, on shard 0.
+    pub coordinator: RefCell<Option<Rc<Coordinator>>>,
+    /// Wakes what waits for the stop.
+    pub stop: WaitList,
+    /// Produce requests being worked on.
+    pub in_flight: Cell<usize>,
+}
+
+/// What runs on shard 0 only.
+pub struct Coordinator {
+    /// Metadata changes.
+    pub controller: ControllerDriver,
+    /// Consumer groups.
+    pub groups: GroupsDriver,
+    /// Ids for idempotent producers.
+    pub producer_ids: ProducerIds,
+}
+
+/// A partition as a client names it, resolved.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Its key.
+    pub key: PartitionKey,
+    /// The shard that has it.
+    pub shard: usize,
+    /// Leadership.
+    pub leader_epoch: i32,
+    /// Replicas in sync.
+    pub isr: usize,
+}
+
+impl Node {
+    /// A shard on its storage.
+    #[must_use]
+    pub fn new(
+        shard: usize,
+        shared: Arc<Shared>,
+        router: Router,
+        engine: Shard<GlommioHost>,
+        host: GlommioHost,
+        requests_bytes: u64,
+    ) -> Rc<Self> {
+        let slots = shared.settings.number("max.incremental.fetch.session.cache.slots") as usize;
+        let sessions = Sessions::new(slots.div_ceil(router.shards()));
+        Rc::new(Self {
+            shard,
+            shared,
+            advertised: RefCell::default(),
+            router,
+            engine,
+            host,
+            view: RefCell::default(),
+            sessions: RefCell::new(sessions),
+            requests: Budget::new(requests_bytes),
+            coordinator: RefCell::default(),
+            stop: WaitList::default(),
+            in_flight: Cell::new(0),
+        })
+    }
+
+    /// Metadata now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Wall clock, ms.
+    #[must_use]
+    pub fn now_ms(&self) -> i64 {
+        self.host.now_ms()
+    }
+
+    /// Whether the broker is stopping.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Acquire)
+    }
+
+    /// Controller and groups.
+    ///
+    /// # Panics
+    /// On another shard than 0.
+    #[must_use]
+    pub fn coordinator(&self) -> Rc<Coordinator> {
+        Rc::clone(self.coordinator.borrow().as_ref().expect("the coordinator runs on shard 0"))
+    }
+
+    /// Takes in new metadata: partitions of this shard are made, removed and configured accordingly.
+    pub fn install(&self, view: Arc<View>, mut recovered: HashMap<PartitionKey, LogState>) {
+        let old = self.view.replace(Arc::clone(&view));
+        let mine = |p: &PartitionKey| view.placement.get(p).is_some_and(|s| *s as usize == self.shard);
+        for partition in self.engine.partitions() {
+            if partition.key != METADATA_KEY
+                && !mine(&partition.key)
+                && let Err(error) = self.engine.remove_partition(&partition.key)
+            {
+                tracing::warn!(partition = %partition.key, %error, "a deleted partition's files stay until the next start");
+            }
+        }
+        for topic in view.image.topics() {
+            let unchanged = old.image.topic_by_id(&topic.id).is_some_and(|t| Arc::ptr_eq(t, topic));
+            let same_config = unchanged
+                && old.image.configs(&ConfigResource::Topic(topic.name.clone())).eq(view.image.configs(&ConfigResource::Topic(topic.name.clone())));
+            if same_config && recovered.is_empty() {
+                continue;
+            }
+            let config = log_config(&self.shared.settings, &view.image, topic);
+            for index in 0..topic.partitions.len() as u32 {
+                let key = PartitionKey {
+                    topic: topic.id,
+                    partition: index,
+                };
+                if !mine(&key) {
+                    continue;
+                }
+                match self.engine.partition(&key) {
+                    Some(partition) => partition.set_config(config),
+                    None => {
+                        let state = recovered.remove(&key).unwrap_or_else(|| LogState::new(key));
+                        self.engine.add_partition(state, config);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds a partition of a topic.
+    #[must_use]
+    pub fn resolve(view: &View, topic: &TopicImage, partition: i32) -> Option<Resolved> {
+        let index = usize::try_from(partition).ok()?;
+        let image = topic.partitions.get(index)?;
+        let key = PartitionKey {
+            topic: topic.id,
+            partition: index as u32,
+        };
+        Some(Resolved {
+            key,
+            shard: *view.placement.get(&key)? as usize,
+            leader_epoch: image.leader_epoch,
+            isr: image.isr.len(),
+        })
+    }
+
+    /// A topic setting in force: the topic's own, else the broker's.
+    #[must_use]
+    pub fn topic_setting<'a>(&'a self, image: &'a Image, topic: &str, name: &str) -> &'a str {
+        topic_setting(&self.shared.settings, image, topic, name)
+    }
+}
+
+/// A topic setting in force.
+///
+/// # Panics
+/// If the registry has no such topic setting: a bug of ours.
+#[must_use]
+pub fn topic_setting<'a>(settings: &'a Settings, image: &'a Image, topic: &str, name: &str) -> &'a str {
+    if let Some(value) = image.config(&ConfigResource::Topic(topic.to_owned()), name) {
+        return value;
+    }
+    let entry = find_topic(name).unwrap_or_else(|| panic!("no topic setting {name}"));
+    settings.topic_default(entry).0
+}
+
+/// The settings that a topic's logs act on.
+#[must_use]
+pub fn log_config(settings: &Settings, image: &Image, topic: &TopicImage) -> LogConfig {
+    let number = |name| -> i64 {
+        topic_setting(settings, image, &topic.name, name)
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} was checked when set"))
+    };
+    // Internal topics are cut by the coordinator's snapshots, not by age.
+    let internal = topic.name == OFFSETS_TOPIC;
+    LogConfig {
+        segment_bytes: number("segment.bytes") as u64,
+        segment_ms: number("segment.ms"),
+        retention_ms: if internal { -1 } else { number("retention.ms") },
+        retention_bytes: if internal { -1 } else { number("retention.bytes") },
+        flush_messages: number("flush.messages"),
+        flush_ms: number("flush.ms"),
+    }
+}

@@ -1,0 +1,520 @@
+//! Start and stop: in which order, and on which threads.
+//!
+//! Start: folder locked → shard 0 recovers it → metadata read → partitions placed → every shard opens its own → groups
+//! loaded → sockets bound → ready. Stop: no more connections → work in flight ends → everything in segments, with
+//! checkpoints → exit.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
+use millrace_engine::{
+    PartitionKey, StorageError,
+    disk::glommio::GlommioHost,
+    host::Host,
+    log::LogState,
+    recovery,
+    shard::{Shard, ShardConfig},
+};
+use millrace_net::listener::Listener;
+use thiserror::Error;
+
+use crate::{
+    config::{ConfigError, Settings, Source, parse_size},
+    coordinator::{
+        controller::{self, ControllerDriver, MetadataError},
+        groups::GroupsDriver,
+    },
+    doctor,
+    identity::{self, IdentityError},
+    kafka::connection,
+    node::{Coordinator, METADATA_KEY, Node, Shared, View},
+    router::{Job, Router},
+};
+
+/// How long a stop waits for requests in flight.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Smallest memory budget that leaves every part something to work with.
+const MEMORY_MIN: u64 = 64 << 20;
+
+/// Why the broker did not start, or stopped.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The host.
+    #[error("this host is not fit: {0}")]
+    Host(String),
+    /// The disk.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The metadata log.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// Consumer groups.
+    #[error("consumer groups cannot be loaded: {0}")]
+    Groups(String),
+    /// An address.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// As configured.
+        address: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A thread.
+    #[error("a shard cannot be started: {0}")]
+    Executor(String),
+    /// Another shard failed first.
+    #[error("another shard failed")]
+    Other,
+}
+
+/// How the memory budget is divided, per shard.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    journal_slot: u64,
+    journal_slots: u32,
+    tail: usize,
+    read_cache: usize,
+    queue: u64,
+    requests: u64,
+}
+
+impl Sizes {
+    fn new(settings: &Settings, shards: usize) -> Result<Self, ConfigError> {
+        let invalid = |reason: String| ConfigError::Invalid { reason };
+        let memory = parse_size(settings.get("memory")).map_err(invalid)?;
+        if memory < MEMORY_MIN {
+            return Err(invalid(format!("memory is {memory} bytes; at least 64MiB is needed")));
+        }
+        // A quarter stays for connections, answers on their way, and the allocator.
+        let part = memory / shards as u64 / 4 * 3;
+        // Batches not in segments yet are held in memory, so the ring must not be larger than the tail.
+        let journal = (settings.number("journal.bytes") as u64).min(part / 3);
+        let slots = if journal >= 32 << 20 { 8 } else { 4 };
+        Ok(Self {
+            journal_slot: (journal / slots) & !((1 << 12) - 1),
+            journal_slots: slots as u32,
+            tail: (part / 2) as usize,
+            read_cache: (part / 4) as usize,
+            queue: part / 8,
+            requests: part / 8,
+        })
+    }
+}
+
+/// What every shard's thread is given.
+#[derive(Clone)]
+struct Context {
+    shared: Arc<Shared>,
+    router: Router,
+    sizes: Sizes,
+    listen: SocketAddr,
+    started: Instant,
+}
+
+/// What shard 0 tells the others once the folder is recovered.
+struct Init {
+    incarnation: u64,
+    partitions: Vec<LogState>,
+    view: Arc<View>,
+}
+
+/// Runs a broker until it is told to stop.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn serve(settings: Settings) -> Result<(), ServeError> {
+    let started = Instant::now();
+    let dir = PathBuf::from(settings.get("data.dir"));
+    if let Some(fatal) = doctor::examine(&dir).into_iter().find(|f| f.level == doctor::Level::Fatal) {
+        return Err(ServeError::Host(format!("{}: {}", fatal.what, fatal.text)));
+    }
+    let node_id = (settings.source("node.id") == Source::Static).then(|| settings.number("node.id") as i32);
+    let identity = identity::open(&dir, node_id)?;
+    let listen = resolve(settings.get("kafka.listen"))?;
+    check_advertised(&settings, listen)?;
+    let cpus = cpus(settings.number("cores") as usize);
+    let sizes = Sizes::new(&settings, cpus.len())?;
+    let spin = Duration::from_micros(settings.number("spin.us") as u64);
+    let dir = dir.canonicalize().unwrap_or(dir);
+    let (router, mailboxes) = Router::new(cpus.len());
+    let context = Context {
+        shared: Arc::new(Shared {
+            settings,
+            cluster_id: identity.cluster_id.clone(),
+            node_id: identity.node_id,
+            directory_id: identity.directory_id,
+            data_dir: dir,
+            connections: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+        }),
+        router,
+        sizes,
+        listen,
+        started,
+    };
+    watch_signals(&context)?;
+
+    let (ready_tx, ready_rx) = flume::unbounded::<usize>();
+    let (init_tx, init_rx): (Vec<_>, Vec<_>) = (0..cpus.len()).map(|_| flume::bounded::<Init>(1)).unzip();
+    let mut init_tx = Some(init_tx);
+    let mut threads = Vec::new();
+    for (shard, ((cpu, mailbox), init)) in cpus.into_iter().zip(mailboxes).zip(init_rx).enumerate() {
+        let (context, ready_tx, ready_rx) = (context.clone(), ready_tx.clone(), ready_rx.clone());
+        let inits = if shard == 0 { init_tx.take() } else { None };
+        let thread = LocalExecutorBuilder::new(Placement::Fixed(cpu))
+            .name(&format!("shard-{shard}"))
+            .io_memory(1 << 20)
+            .spin_before_park(spin)
+            .spawn(move || async move {
+                let failed = context.shared.clone();
+                let result = match inits {
+                    Some(inits) => first_shard(context, mailbox, inits, ready_rx).await,
+                    None => other_shard(context, shard, mailbox, init, ready_tx).await,
+                };
+                if result.is_err() {
+                    failed.stopping.store(true, Ordering::Release);
+                }
+                result
+            })
+            .map_err(|e| ServeError::Executor(e.to_string()))?;
+        threads.push(thread);
+    }
+    drop(ready_tx);
+    let mut result = Ok(());
+    for thread in threads {
+        let one = thread
+            .join()
+            .map_err(|e| ServeError::Executor(e.to_string()))
+            .and_then(|r| r);
+        match (&result, one) {
+            (Ok(()) | Err(ServeError::Other), Err(error)) => result = Err(error),
+            _ => {}
+        }
+    }
+    drop(identity);
+    result
+}
+
+fn resolve(address: &str) -> Result<SocketAddr, ServeError> {
+    let listen = |reason: String| ServeError::Listen {
+        address: address.into(),
+        reason,
+    };
+    address
+        .to_socket_addrs()
+        .map_err(|e| listen(format!("{e}; write HOST:PORT, for example 127.0.0.1:9092")))?
+        .next()
+        .ok_or_else(|| listen("the name has no address".into()))
+}
+
+fn split_host(address: &str) -> Option<(String, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
+}
+
+fn check_advertised(settings: &Settings, listen: SocketAddr) -> Result<(), ServeError> {
+    let advertise = settings.get("advertise");
+    let refuse = |address: &str, reason: &str| {
+        Err(ServeError::Listen {
+            address: address.into(),
+            reason: reason.into(),
+        })
+    };
+    if advertise.is_empty() && listen.ip().is_unspecified() {
+        return refuse(
+            settings.get("kafka.listen"),
+            "clients cannot connect to an unspecified address: say with --advertise HOST:PORT which one to tell them",
+        );
+    }
+    if !advertise.is_empty() && split_host(advertise).is_none() {
+        return refuse(advertise, "--advertise takes HOST:PORT");
+    }
+    Ok(())
+}
+
+/// The cores this process may use, at most `wanted` of them (0 for all).
+fn cpus(wanted: usize) -> Vec<usize> {
+    let allowed: Vec<usize> = match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|c| set.is_set(*c)).collect(),
+        Err(_) => vec![0],
+    };
+    let count = if wanted == 0 { allowed.len() } else { wanted };
+    // More shards than cores share them.
+    allowed.iter().copied().cycle().take(count.max(1)).collect()
+}
+
+fn watch_signals(context: &Context) -> Result<(), ServeError> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(|e| ServeError::Executor(e.to_string()))?;
+    let (shared, router) = (Arc::clone(&context.shared), context.router.clone());
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if shared.stopping.swap(true, Ordering::AcqRel) {
+                    tracing::warn!("told to stop twice: exiting at once");
+                    std::process::exit(130);
+                }
+                tracing::info!(signal, "stopping");
+                router.wake_all();
+            }
+        })
+        .map_err(|e| ServeError::Executor(e.to_string()))?;
+    Ok(())
+}
+
+fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfig {
+    let settings = &context.shared.settings;
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(1 << 20);
+    // Half of what may be open is for connections and everything else.
+    let open_files = (files / 2 / context.router.shards() as u64).clamp(64, 100_000) as usize;
+    ShardConfig {
+        dir: context.shared.data_dir.clone(),
+        shard: shard as u32,
+        incarnation,
+        journal_slot_bytes: context.sizes.journal_slot,
+        journal_slots: context.sizes.journal_slots,
+        direct_bytes_min: 64 << 10,
+        queue_bytes: context.sizes.queue,
+        tail_bytes: context.sizes.tail,
+        read_cache_bytes: context.sizes.read_cache,
+        open_files,
+        free_bytes_min: settings.number("disk.free.bytes.min") as u64,
+        producer_expiration_ms: settings.number("producer.id.expiration.ms"),
+    }
+}
+
+async fn new_host(context: &Context) -> Result<GlommioHost, ServeError> {
+    // glommio probes the device with the first file it opens, and wrongly if that one is empty (kernel-notes.md).
+    let path = context.shared.data_dir.join(identity::FILE);
+    let probe = DmaFile::open(&path).await.map_err(|e| ServeError::Executor(e.to_string()))?;
+    probe.close().await.map_err(|e| ServeError::Executor(e.to_string()))?;
+    let background =
+        glommio::executor().create_task_queue(Shares::Static(200), Latency::NotImportant, "background");
+    Ok(GlommioHost::new(background))
+}
+
+fn new_node(context: &Context, shard: usize, engine: Shard<GlommioHost>, host: GlommioHost, mailbox: flume::Receiver<Job>) -> Rc<Node> {
+    let node = Node::new(
+        shard,
+        Arc::clone(&context.shared),
+        context.router.clone(),
+        engine,
+        host,
+        context.sizes.requests,
+    );
+    let n = Rc::clone(&node);
+    glommio::spawn_local(async move {
+        while let Ok(job) = mailbox.recv_async().await {
+            glommio::spawn_local(job(Rc::clone(&n))).detach();
+        }
+    })
+    .detach();
+    let n = Rc::clone(&node);
+    node.host.spawn(async move { n.engine.run_housekeeping().await });
+    node
+}
+
+fn spawn_commits(engine: &Shard<GlommioHost>) {
+    let engine = engine.clone();
+    glommio::spawn_local(async move { engine.run_commits().await }).detach();
+}
+
+async fn first_shard(
+    context: Context,
+    mailbox: flume::Receiver<Job>,
+    inits: Vec<flume::Sender<Init>>,
+    ready: flume::Receiver<usize>,
+) -> Result<(), ServeError> {
+    let host = new_host(&context).await?;
+    let shards = context.router.shards();
+    let recovered = recovery::recover(&host, &shard_config(&context, 0, 0), shards as u32).await?;
+    for (path, position) in &recovered.torn {
+        tracing::warn!(file = %path.display(), position, "the last write was torn by the crash and never acknowledged; it was left out");
+    }
+    let incarnation = recovered.incarnation;
+    let engine = Shard::open(host.clone(), shard_config(&context, 0, incarnation)).await?;
+    spawn_commits(&engine);
+    let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
+    let image = controller::load(&engine, logs.remove(&METADATA_KEY), context.shared.node_id).await?;
+    let placement = controller::place(&image, &HashMap::new(), shards);
+    let view = Arc::new(View { image, placement });
+    let mut parts: Vec<Vec<LogState>> = (0..shards).map(|_| Vec::new()).collect();
+    for (key, state) in logs {
+        match view.placement.get(&key) {
+            Some(shard) => parts[*shard as usize].push(state),
+            None => remove_orphan(&host, &context, &key),
+        }
+    }
+    let mut parts = parts.into_iter();
+    let mine = parts.next().unwrap_or_default();
+    for (tx, partitions) in inits.iter().skip(1).zip(parts) {
+        let init = Init {
+            incarnation,
+            partitions,
+            view: Arc::clone(&view),
+        };
+        tx.send_async(init).await.map_err(|_| ServeError::Other)?;
+    }
+    let node = new_node(&context, 0, engine, host, mailbox);
+    *node.coordinator.borrow_mut() = Some(Rc::new(Coordinator {
+        controller: ControllerDriver::new(),
+        groups: GroupsDriver::new(&context.shared.settings),
+        producer_ids: crate::kafka::handlers::init_producer_id::ProducerIds::default(),
+    }));
+    let partitions = view.placement.len();
+    node.install(view, mine.into_iter().map(|s| (s.key, s)).collect());
+    for _ in 1..shards {
+        ready.recv_async().await.map_err(|_| ServeError::Other)?;
+    }
+    let coordinator = node.coordinator();
+    coordinator
+        .groups
+        .load(&node)
+        .await
+        .map_err(|f| ServeError::Groups(f.message))?;
+    let n = Rc::clone(&node);
+    glommio::spawn_local(async move { n.coordinator().groups.run_clock(&n).await }).detach();
+    let address = listen_everywhere(&context, &node).await?;
+    tracing::info!(
+        shards,
+        partitions,
+        incarnation,
+        replayed = recovered.replayed,
+        start_ms = context.started.elapsed().as_millis() as u64,
+        data = %context.shared.data_dir.display(),
+        "started"
+    );
+    println!("millrace: ready, Kafka clients connect to {address}");
+    wait_and_stop(&node).await
+}
+
+/// Files of a partition that the metadata no longer knows: its deletion was committed, the files were left by a crash.
+fn remove_orphan(host: &GlommioHost, context: &Context, key: &PartitionKey) {
+    let dir = millrace_engine::segment::partition_dir(&context.shared.data_dir.join("logs"), key);
+    if let Err(error) = host.remove_dir(&dir) {
+        tracing::warn!(partition = %key, %error, "files of a deleted partition cannot be removed");
+    }
+}
+
+async fn other_shard(
+    context: Context,
+    shard: usize,
+    mailbox: flume::Receiver<Job>,
+    init: flume::Receiver<Init>,
+    ready: flume::Sender<usize>,
+) -> Result<(), ServeError> {
+    let init = init.recv_async().await.map_err(|_| ServeError::Other)?;
+    let host = new_host(&context).await?;
+    let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
+    spawn_commits(&engine);
+    let node = new_node(&context, shard, engine, host, mailbox);
+    node.install(init.view, init.partitions.into_iter().map(|s| (s.key, s)).collect());
+    ready.send_async(shard).await.map_err(|_| ServeError::Other)?;
+    drop(ready);
+    wait_and_stop(&node).await
+}
+
+/// Binds the Kafka port on every shard; returns the address told to clients.
+async fn listen_everywhere(context: &Context, node: &Rc<Node>) -> Result<String, ServeError> {
+    let fail = |reason: String| ServeError::Listen {
+        address: context.listen.to_string(),
+        reason,
+    };
+    // SO_REUSEPORT would let a second broker of this user bind the same port unnoticed.
+    let mut address = context.listen;
+    if address.port() != 0 {
+        std::net::TcpListener::bind(address)
+            .map_err(|e| fail(format!("{e}; stop what listens there, or choose another with --kafka-listen HOST:PORT")))?;
+    }
+    let first = Listener::bind(address).map_err(|e| fail(e.to_string()))?;
+    address = first.local_addr().map_err(|e| fail(e.to_string()))?;
+    let advertised = split_host(context.shared.settings.get("advertise"))
+        .unwrap_or_else(|| (address.ip().to_string(), address.port()));
+    let failed = Arc::new(std::sync::Mutex::new(None::<String>));
+    let first = Rc::new(RefCell::new(Some(first)));
+    *node.advertised.borrow_mut() = advertised.clone();
+    spawn_accept(node, first.borrow_mut().take());
+    for shard in 1..context.router.shards() {
+        let (failed, advertised) = (Arc::clone(&failed), advertised.clone());
+        context
+            .router
+            .call(node, shard, move |n| async move {
+                *n.advertised.borrow_mut() = advertised;
+                match Listener::bind(address) {
+                    Ok(listener) => spawn_accept(&n, Some(listener)),
+                    Err(e) => {
+                        if let Ok(mut failed) = failed.lock() {
+                            *failed = Some(e.to_string());
+                        }
+                    }
+                }
+            })
+            .await
+            .map_err(|_| ServeError::Other)?;
+    }
+    if let Some(reason) = failed.lock().ok().and_then(|f| f.clone()) {
+        return Err(fail(reason));
+    }
+    Ok(format!("{}:{}", advertised.0, advertised.1))
+}
+
+fn spawn_accept(node: &Rc<Node>, listener: Option<Listener>) {
+    let Some(listener) = listener else { return };
+    let node = Rc::clone(node);
+    glommio::spawn_local(async move {
+        while !node.is_stopping() {
+            let stopped = async {
+                node.stop.wait(|| node.is_stopping().then_some(())).await;
+                None
+            };
+            let accepted = futures_lite::future::or(async { Some(listener.accept().await) }, stopped).await;
+            match accepted {
+                None => return,
+                Some(Ok(stream)) => {
+                    glommio::spawn_local(connection::serve(Rc::clone(&node), stream)).detach();
+                }
+                Some(Err(error)) => {
+                    // Most often too many open files; the next one may do better.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    node.host.sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    })
+    .detach();
+}
+
+async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
+    node.stop.wait(|| node.is_stopping().then_some(())).await;
+    let until = Instant::now() + DRAIN;
+    while node.in_flight.get() > 0 && Instant::now() < until {
+        node.host.sleep(Duration::from_millis(5)).await;
+    }
+    if let Some(stage) = node.engine.poisoned() {
+        return Err(StorageError::Poisoned { stage }.into());
+    }
+    node.engine.close().await?;
+    tracing::info!(shard = node.shard, "stopped");
+    Ok(())
+}
