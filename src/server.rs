@@ -183,13 +183,15 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
             .io_memory(1 << 20)
             .spin_before_park(spin)
             .spawn(move || async move {
-                let failed = context.shared.clone();
+                let (failed, router) = (context.shared.clone(), context.router.clone());
                 let result = match inits {
                     Some(inits) => first_shard(context, mailbox, inits, ready_rx).await,
                     None => other_shard(context, shard, mailbox, init, ready_tx).await,
                 };
-                if result.is_err() {
+                if let Err(error) = &result {
+                    tracing::error!(shard, %error, "a shard ended; the broker stops");
                     failed.stopping.store(true, Ordering::Release);
+                    router.wake_all();
                 }
                 result
             })

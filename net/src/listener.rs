@@ -1,24 +1,41 @@
 //! TCP on glommio: frames in, responses out, one task per connection and one per shard for accepting.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{FromRawFd, IntoRawFd},
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, io::WriteHalf};
 use glommio::net::{TcpListener, TcpStream};
 
+use socket2::{Domain, Protocol, Socket, Type};
+
 use crate::kafka::frame;
+
+/// Connections that the kernel completes before they are accepted.
+const BACKLOG: i32 = 1024;
 
 /// A listening socket of one shard; every shard binds the same address (SO_REUSEPORT) and the kernel spreads
 /// connections over them.
 pub struct Listener(TcpListener);
 
 impl Listener {
-    /// Binds.
+    /// Binds. SO_REUSEADDR beside SO_REUSEPORT, which glommio's own `bind` does not set: without it connections of a
+    /// killed broker that linger in TIME_WAIT keep the next one from its port.
     ///
     /// # Errors
     /// What the system says, for example that the address is in use.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        TcpListener::bind(address).map(Self).map_err(io::Error::from)
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        // SAFETY: the descriptor is a listening TCP socket that nobody else owns: `into_raw_fd` gave it up.
+        // glommio has no safe way to take a socket with options of our own.
+        Ok(Self(unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) }))
     }
 
     /// The address bound, with the port the system picked if 0 was asked for.

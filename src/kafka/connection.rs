@@ -193,7 +193,9 @@ async fn send_answers(answers: Rc<Answers>, mut writer: Writer) -> io::Result<()
             .await
             .map(BytesMut::freeze);
         let Some(bytes) = next.take() else {
-            return futures_lite::AsyncWriteExt::close(&mut writer).await;
+            // The peer may have gone first.
+            let _ = futures_lite::AsyncWriteExt::close(&mut writer).await;
+            return Ok(());
         };
         if let Err(error) = send(&mut writer, bytes).await {
             answers.closed.set(true);

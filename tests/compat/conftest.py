@@ -1,0 +1,109 @@
+"""A broker of this checkout for every test that wants one: own folder, free port, stopped by pid."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = pathlib.Path(os.environ.get("MILLRACE_TEST_BINARY", ROOT / "target" / "debug" / "millrace"))
+
+# What client suites expect to be able to set.
+SUITE_SETTINGS = {
+    "num.partitions": "3",
+    "group.min.session.timeout.ms": "1000",
+    "group.initial.rebalance.delay.ms": "0",
+}
+
+
+class Broker:
+    def __init__(self, settings=None, args=(), data_dir=None):
+        self.settings = {**SUITE_SETTINGS, **(settings or {})}
+        self.args = list(args)
+        self.data_dir = data_dir or tempfile.mkdtemp(prefix="millrace-test-")
+        self.port = 0
+        self.process = None
+        self.log = tempfile.NamedTemporaryFile("w+", prefix="millrace-log-", suffix=".txt", delete=False)
+
+    def start(self, timeout=30):
+        command = [str(BINARY), "serve", "--data-dir", self.data_dir, "--kafka-listen", f"127.0.0.1:{self.port}"]
+        for name, value in self.settings.items():
+            command += ["--set", f"{name}={value}"]
+        began = time.monotonic()
+        self.process = subprocess.Popen(
+            command + self.args, stdout=subprocess.PIPE, stderr=self.log, text=True, env=clean_environment()
+        )
+        line = self.process.stdout.readline()
+        self.start_seconds = time.monotonic() - began
+        match = re.search(r"ready, Kafka clients connect to 127\.0\.0\.1:(\d+)", line)
+        if not match:
+            self.process.wait(timeout)
+            raise RuntimeError(f"the broker did not start: {line!r}\n{self.log_text()}")
+        self.port = int(match.group(1))
+        return self
+
+    @property
+    def bootstrap(self):
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self, timeout=30):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def rss_mib(self):
+        with open(f"/proc/{self.pid}/status") as status:
+            return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS:"))
+
+    def log_text(self):
+        self.log.flush()
+        return pathlib.Path(self.log.name).read_text()
+
+    def cleanup(self):
+        if self.process and self.process.poll() is None:
+            self.kill()
+        text = self.log_text()
+        self.log.close()
+        os.unlink(self.log.name)
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+        assert "panicked" not in text, text
+
+
+def clean_environment():
+    return {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_") or k == "MILLRACE_LOG"}
+
+
+@pytest.fixture
+def make_broker():
+    made = []
+
+    def make(**kwargs):
+        broker = Broker(**kwargs)
+        made.append(broker)
+        return broker.start()
+
+    yield make
+    for broker in made:
+        broker.cleanup()
+
+
+@pytest.fixture(scope="module")
+def broker():
+    broker = Broker().start()
+    yield broker
+    assert broker.process.poll() is None, "the broker is gone: " + broker.log_text()
+    assert broker.stop() == 0, broker.log_text()
+    broker.cleanup()
