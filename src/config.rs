@@ -46,18 +46,26 @@ impl Kind {
     fn check(self, name: &str, value: &str) -> Result<(), String> {
         let range = |min: i64, max: i64| match value.trim().parse::<i64>() {
             Ok(n) if n >= min && n <= max => Ok(()),
-            Ok(n) => Err(format!("Invalid value {n} for configuration {name}: it must be between {min} and {max}")),
-            Err(_) => Err(format!("Invalid value {value} for configuration {name}: not a number of this type")),
+            Ok(n) => Err(format!(
+                "Invalid value {n} for configuration {name}: it must be between {min} and {max}"
+            )),
+            Err(_) => Err(format!(
+                "Invalid value {value} for configuration {name}: not a number of this type"
+            )),
         };
         match self {
             Self::Int(min, max) | Self::Long(min, max) => range(min, max),
             Self::Bool => match value.trim() {
                 "true" | "false" => Ok(()),
-                _ => Err(format!("Invalid value {value} for configuration {name}: expected true or false")),
+                _ => Err(format!(
+                    "Invalid value {value} for configuration {name}: expected true or false"
+                )),
             },
             Self::Ratio => match value.trim().parse::<f64>() {
                 Ok(n) if (0.0..=1.0).contains(&n) => Ok(()),
-                _ => Err(format!("Invalid value {value} for configuration {name}: expected a number from 0 to 1")),
+                _ => Err(format!(
+                    "Invalid value {value} for configuration {name}: expected a number from 0 to 1"
+                )),
             },
             Self::OneOf(allowed) if !allowed.contains(&value.trim()) => Err(format!(
                 "Invalid value {value} for configuration {name}: String must be one of: {}",
@@ -102,15 +110,39 @@ const MAX: i64 = i64::MAX;
 const INT: i64 = i32::MAX as i64;
 
 const fn broker(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Entry {
-    Entry { name, kind, default, scope: Scope::Broker { dynamic: false }, doc }
+    Entry {
+        name,
+        kind,
+        default,
+        scope: Scope::Broker { dynamic: false },
+        doc,
+    }
 }
 
 const fn dynamic(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Entry {
-    Entry { name, kind, default, scope: Scope::Broker { dynamic: true }, doc }
+    Entry {
+        name,
+        kind,
+        default,
+        scope: Scope::Broker { dynamic: true },
+        doc,
+    }
 }
 
-const fn topic(name: &'static str, broker: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Entry {
-    Entry { name, kind, default, scope: Scope::Topic { broker }, doc }
+const fn topic(
+    name: &'static str,
+    broker: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Entry {
+    Entry {
+        name,
+        kind,
+        default,
+        scope: Scope::Topic { broker },
+        doc,
+    }
 }
 
 const CODECS: &[&str] = &["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"];
@@ -118,71 +150,404 @@ const TIMES: &[&str] = &["CreateTime", "LogAppendTime"];
 
 /// Every setting.
 pub const ENTRIES: &[Entry] = &[
-    broker("data.dir", Kind::Str, "millrace-data", "Folder of all data; made if it is not there."),
-    broker("kafka.listen", Kind::Str, "127.0.0.1:9092", "Address that Kafka clients connect to; port 0 picks a free one and prints it."),
-    broker("advertise", Kind::Str, "", "Address told to clients, if it is not the one listened on."),
-    broker("cores", Kind::Int(0, 1024), "0", "Shards, one per core; 0 takes the cores this process may use."),
-    broker("memory", Kind::Str, "1GiB", "Memory for batches, caches and requests, of all shards together; at least 64MiB."),
-    broker("node.id", Kind::Int(0, INT), "0", "Number of this broker in the cluster; kept in the data folder."),
-    broker("spin.us", Kind::Int(0, 1_000_000), "0", "Microseconds that a shard spins before it sleeps; costs a core, saves wake-ups."),
-    broker("journal.bytes", Kind::Long(1 << 20, 1 << 40), "67108864", "Size of each shard's journal; bounds unwritten batches and the time of recovery."),
-    broker("disk.free.bytes.min", Kind::Long(0, MAX), "268435456", "Free space below which appends are refused."),
-    broker("socket.request.max.bytes", Kind::Int(1024, INT), "104857600", "Largest request; larger ones close the connection."),
-    broker("max.connections", Kind::Int(1, INT), "10000", "Connections of all shards together; further ones are closed at once."),
-    broker("max.inflight.requests.per.connection", Kind::Int(1, 10_000), "100", "Produce requests of one connection that are worked on at once; then its socket is not read."),
-    broker("log.segment.bytes", Kind::Int(1 << 14, INT), "1073741824", "Default of segment.bytes."),
+    broker(
+        "data.dir",
+        Kind::Str,
+        "millrace-data",
+        "Folder of all data; made if it is not there.",
+    ),
+    broker(
+        "kafka.listen",
+        Kind::Str,
+        "127.0.0.1:9092",
+        "Address that Kafka clients connect to; port 0 picks a free one and prints it.",
+    ),
+    broker(
+        "advertise",
+        Kind::Str,
+        "",
+        "Address told to clients, if it is not the one listened on.",
+    ),
+    broker(
+        "cores",
+        Kind::Int(0, 1024),
+        "0",
+        "Shards, one per core; 0 takes the cores this process may use.",
+    ),
+    broker(
+        "memory",
+        Kind::Str,
+        "1GiB",
+        "Memory for batches, caches and requests, of all shards together; at least 64MiB.",
+    ),
+    broker(
+        "node.id",
+        Kind::Int(0, INT),
+        "0",
+        "Number of this broker in the cluster; kept in the data folder.",
+    ),
+    broker(
+        "spin.us",
+        Kind::Int(0, 1_000_000),
+        "0",
+        "Microseconds that a shard spins before it sleeps; costs a core, saves wake-ups.",
+    ),
+    broker(
+        "journal.bytes",
+        Kind::Long(1 << 20, 1 << 40),
+        "67108864",
+        "Size of each shard's journal; bounds unwritten batches and the time of recovery.",
+    ),
+    broker(
+        "disk.free.bytes.min",
+        Kind::Long(0, MAX),
+        "268435456",
+        "Free space below which appends are refused.",
+    ),
+    broker(
+        "socket.request.max.bytes",
+        Kind::Int(1024, INT),
+        "104857600",
+        "Largest request; larger ones close the connection.",
+    ),
+    broker(
+        "max.connections",
+        Kind::Int(1, INT),
+        "10000",
+        "Connections of all shards together; further ones are closed at once.",
+    ),
+    broker(
+        "max.inflight.requests.per.connection",
+        Kind::Int(1, 10_000),
+        "100",
+        "Produce requests of one connection that are worked on at once; then its socket is not read.",
+    ),
+    broker(
+        "log.segment.bytes",
+        Kind::Int(1 << 14, INT),
+        "1073741824",
+        "Default of segment.bytes.",
+    ),
     broker("log.roll.ms", Kind::Long(1, MAX), "604800000", "Default of segment.ms."),
-    broker("log.retention.ms", Kind::Long(-1, MAX), "604800000", "Default of retention.ms."),
-    broker("log.retention.bytes", Kind::Long(-1, MAX), "-1", "Default of retention.bytes."),
-    broker("log.flush.interval.messages", Kind::Long(1, MAX), "1", "Default of flush.messages."),
-    broker("log.flush.interval.ms", Kind::Long(0, MAX), "9223372036854775807", "Default of flush.ms."),
-    broker("message.max.bytes", Kind::Int(0, INT), "1048588", "Default of max.message.bytes."),
-    broker("compression.type", Kind::OneOf(CODECS), "producer", "Default of the topic setting of this name."),
-    broker("log.message.timestamp.type", Kind::OneOf(TIMES), "CreateTime", "Default of message.timestamp.type."),
-    broker("log.message.timestamp.before.max.ms", Kind::Long(0, MAX), "9223372036854775807", "Default of message.timestamp.before.max.ms."),
-    broker("log.message.timestamp.after.max.ms", Kind::Long(0, MAX), "3600000", "Default of message.timestamp.after.max.ms."),
-    broker("log.cleanup.policy", Kind::OneOf(&["delete"]), "delete", "Default of cleanup.policy."),
-    broker("num.partitions", Kind::Int(1, INT), "1", "Partitions of a topic created without a count."),
-    broker("default.replication.factor", Kind::Int(1, 32767), "1", "Replicas of a topic created without a count."),
-    broker("min.insync.replicas", Kind::Int(1, INT), "1", "Default of the topic setting of this name."),
-    broker("auto.create.topics.enable", Kind::Bool, "true", "A Metadata request that allows it creates topics it names."),
+    broker(
+        "log.retention.ms",
+        Kind::Long(-1, MAX),
+        "604800000",
+        "Default of retention.ms.",
+    ),
+    broker(
+        "log.retention.bytes",
+        Kind::Long(-1, MAX),
+        "-1",
+        "Default of retention.bytes.",
+    ),
+    broker(
+        "log.flush.interval.messages",
+        Kind::Long(1, MAX),
+        "1",
+        "Default of flush.messages.",
+    ),
+    broker(
+        "log.flush.interval.ms",
+        Kind::Long(0, MAX),
+        "9223372036854775807",
+        "Default of flush.ms.",
+    ),
+    broker(
+        "message.max.bytes",
+        Kind::Int(0, INT),
+        "1048588",
+        "Default of max.message.bytes.",
+    ),
+    broker(
+        "compression.type",
+        Kind::OneOf(CODECS),
+        "producer",
+        "Default of the topic setting of this name.",
+    ),
+    broker(
+        "log.message.timestamp.type",
+        Kind::OneOf(TIMES),
+        "CreateTime",
+        "Default of message.timestamp.type.",
+    ),
+    broker(
+        "log.message.timestamp.before.max.ms",
+        Kind::Long(0, MAX),
+        "9223372036854775807",
+        "Default of message.timestamp.before.max.ms.",
+    ),
+    broker(
+        "log.message.timestamp.after.max.ms",
+        Kind::Long(0, MAX),
+        "3600000",
+        "Default of message.timestamp.after.max.ms.",
+    ),
+    broker(
+        "log.cleanup.policy",
+        Kind::OneOf(&["delete"]),
+        "delete",
+        "Default of cleanup.policy.",
+    ),
+    broker(
+        "num.partitions",
+        Kind::Int(1, INT),
+        "1",
+        "Partitions of a topic created without a count.",
+    ),
+    broker(
+        "default.replication.factor",
+        Kind::Int(1, 32767),
+        "1",
+        "Replicas of a topic created without a count.",
+    ),
+    broker(
+        "min.insync.replicas",
+        Kind::Int(1, INT),
+        "1",
+        "Default of the topic setting of this name.",
+    ),
+    broker(
+        "auto.create.topics.enable",
+        Kind::Bool,
+        "true",
+        "A Metadata request that allows it creates topics it names.",
+    ),
     broker("delete.topic.enable", Kind::Bool, "true", "Topics may be deleted."),
-    broker("group.min.session.timeout.ms", Kind::Int(1, INT), "6000", "Smallest session timeout a consumer may ask for."),
-    broker("group.max.session.timeout.ms", Kind::Int(1, INT), "1800000", "Largest session timeout a consumer may ask for."),
-    broker("group.initial.rebalance.delay.ms", Kind::Int(0, INT), "3000", "How long the first rebalance of an empty group waits for more members."),
-    broker("group.max.size", Kind::Int(1, INT), "2147483647", "Most members of a group."),
-    broker("offset.metadata.max.bytes", Kind::Int(0, INT), "4096", "Longest note in an offset commit."),
-    broker("offsets.retention.minutes", Kind::Int(1, INT), "10080", "Offsets of a group without members are kept this long."),
-    broker("offsets.topic.num.partitions", Kind::Int(1, 10_000), "50", "Partitions of __consumer_offsets; fixed once it exists."),
-    broker("producer.id.expiration.ms", Kind::Int(1, INT), "86400000", "A producer that has not written for so long is forgotten."),
-    broker("fetch.max.bytes", Kind::Int(1024, INT), "57671680", "Most bytes of one fetch answer."),
-    broker("max.incremental.fetch.session.cache.slots", Kind::Int(0, INT), "1000", "Fetch sessions kept (KIP-227); beyond them clients send full fetches."),
-    broker("decompress.max.bytes", Kind::Long(1 << 16, MAX), "134217728", "Most bytes that one batch may unpack to, where the broker has to unpack it."),
-    dynamic("log.retention.check.interval.ms", Kind::Long(1, MAX), "30000", "Accepted for compatibility; retention runs every 30 seconds."),
-    topic("cleanup.policy", "log.cleanup.policy", Kind::OneOf(&["delete"]), "delete", "What happens to old records; compaction is not there yet."),
-    topic("compression.type", "compression.type", Kind::OneOf(CODECS), "producer", "Codec that batches are stored with; `producer` keeps them as they come."),
-    topic("flush.messages", "log.flush.interval.messages", Kind::Long(1, MAX), "1", "A flush is due after so many records; 1 is before every acknowledgement."),
-    topic("flush.ms", "log.flush.interval.ms", Kind::Long(0, MAX), "9223372036854775807", "A flush is due so long after an unflushed append."),
-    topic("max.message.bytes", "message.max.bytes", Kind::Int(0, INT), "1048588", "Largest record batch."),
-    topic("message.timestamp.type", "log.message.timestamp.type", Kind::OneOf(TIMES), "CreateTime", "Whose clock timestamps come from."),
-    topic("message.timestamp.before.max.ms", "log.message.timestamp.before.max.ms", Kind::Long(0, MAX), "9223372036854775807", "How far in the past a timestamp may lie."),
-    topic("message.timestamp.after.max.ms", "log.message.timestamp.after.max.ms", Kind::Long(0, MAX), "3600000", "How far in the future a timestamp may lie."),
-    topic("min.insync.replicas", "min.insync.replicas", Kind::Int(1, INT), "1", "Replicas that must be in sync for acks=all."),
-    topic("retention.bytes", "log.retention.bytes", Kind::Long(-1, MAX), "-1", "A partition is cut to this size; -1 for never."),
-    topic("retention.ms", "log.retention.ms", Kind::Long(-1, MAX), "604800000", "Records older than this go; -1 for never."),
-    topic("segment.bytes", "log.segment.bytes", Kind::Int(1 << 14, INT), "1073741824", "A segment is closed before it grows beyond this."),
-    topic("segment.ms", "log.roll.ms", Kind::Long(1, MAX), "604800000", "A segment is closed this long after its first append."),
+    broker(
+        "group.min.session.timeout.ms",
+        Kind::Int(1, INT),
+        "6000",
+        "Smallest session timeout a consumer may ask for.",
+    ),
+    broker(
+        "group.max.session.timeout.ms",
+        Kind::Int(1, INT),
+        "1800000",
+        "Largest session timeout a consumer may ask for.",
+    ),
+    broker(
+        "group.initial.rebalance.delay.ms",
+        Kind::Int(0, INT),
+        "3000",
+        "How long the first rebalance of an empty group waits for more members.",
+    ),
+    broker(
+        "group.max.size",
+        Kind::Int(1, INT),
+        "2147483647",
+        "Most members of a group.",
+    ),
+    broker(
+        "offset.metadata.max.bytes",
+        Kind::Int(0, INT),
+        "4096",
+        "Longest note in an offset commit.",
+    ),
+    broker(
+        "offsets.retention.minutes",
+        Kind::Int(1, INT),
+        "10080",
+        "Offsets of a group without members are kept this long.",
+    ),
+    broker(
+        "offsets.topic.num.partitions",
+        Kind::Int(1, 10_000),
+        "50",
+        "Partitions of __consumer_offsets; fixed once it exists.",
+    ),
+    broker(
+        "producer.id.expiration.ms",
+        Kind::Int(1, INT),
+        "86400000",
+        "A producer that has not written for so long is forgotten.",
+    ),
+    broker(
+        "fetch.max.bytes",
+        Kind::Int(1024, INT),
+        "57671680",
+        "Most bytes of one fetch answer.",
+    ),
+    broker(
+        "max.incremental.fetch.session.cache.slots",
+        Kind::Int(0, INT),
+        "1000",
+        "Fetch sessions kept (KIP-227); beyond them clients send full fetches.",
+    ),
+    broker(
+        "decompress.max.bytes",
+        Kind::Long(1 << 16, MAX),
+        "134217728",
+        "Most bytes that one batch may unpack to, where the broker has to unpack it.",
+    ),
+    dynamic(
+        "log.retention.check.interval.ms",
+        Kind::Long(1, MAX),
+        "30000",
+        "Accepted for compatibility; retention runs every 30 seconds.",
+    ),
+    topic(
+        "cleanup.policy",
+        "log.cleanup.policy",
+        Kind::OneOf(&["delete"]),
+        "delete",
+        "What happens to old records; compaction is not there yet.",
+    ),
+    topic(
+        "compression.type",
+        "compression.type",
+        Kind::OneOf(CODECS),
+        "producer",
+        "Codec that batches are stored with; `producer` keeps them as they come.",
+    ),
+    topic(
+        "flush.messages",
+        "log.flush.interval.messages",
+        Kind::Long(1, MAX),
+        "1",
+        "A flush is due after so many records; 1 is before every acknowledgement.",
+    ),
+    topic(
+        "flush.ms",
+        "log.flush.interval.ms",
+        Kind::Long(0, MAX),
+        "9223372036854775807",
+        "A flush is due so long after an unflushed append.",
+    ),
+    topic(
+        "max.message.bytes",
+        "message.max.bytes",
+        Kind::Int(0, INT),
+        "1048588",
+        "Largest record batch.",
+    ),
+    topic(
+        "message.timestamp.type",
+        "log.message.timestamp.type",
+        Kind::OneOf(TIMES),
+        "CreateTime",
+        "Whose clock timestamps come from.",
+    ),
+    topic(
+        "message.timestamp.before.max.ms",
+        "log.message.timestamp.before.max.ms",
+        Kind::Long(0, MAX),
+        "9223372036854775807",
+        "How far in the past a timestamp may lie.",
+    ),
+    topic(
+        "message.timestamp.after.max.ms",
+        "log.message.timestamp.after.max.ms",
+        Kind::Long(0, MAX),
+        "3600000",
+        "How far in the future a timestamp may lie.",
+    ),
+    topic(
+        "min.insync.replicas",
+        "min.insync.replicas",
+        Kind::Int(1, INT),
+        "1",
+        "Replicas that must be in sync for acks=all.",
+    ),
+    topic(
+        "retention.bytes",
+        "log.retention.bytes",
+        Kind::Long(-1, MAX),
+        "-1",
+        "A partition is cut to this size; -1 for never.",
+    ),
+    topic(
+        "retention.ms",
+        "log.retention.ms",
+        Kind::Long(-1, MAX),
+        "604800000",
+        "Records older than this go; -1 for never.",
+    ),
+    topic(
+        "segment.bytes",
+        "log.segment.bytes",
+        Kind::Int(1 << 14, INT),
+        "1073741824",
+        "A segment is closed before it grows beyond this.",
+    ),
+    topic(
+        "segment.ms",
+        "log.roll.ms",
+        Kind::Long(1, MAX),
+        "604800000",
+        "A segment is closed this long after its first append.",
+    ),
     // Kafka has these; here there is nothing they could change (delays and sizes of files, compaction that is not there).
-    topic("delete.retention.ms", "", Kind::Long(0, MAX), "86400000", "Only of compacted topics, which are not there yet."),
-    topic("file.delete.delay.ms", "", Kind::Long(0, MAX), "60000", "Files are removed at once."),
-    topic("index.interval.bytes", "", Kind::Int(0, INT), "4096", "The index has one entry for 128 KiB."),
-    topic("max.compaction.lag.ms", "", Kind::Long(1, MAX), "9223372036854775807", "Only of compacted topics."),
-    topic("min.cleanable.dirty.ratio", "", Kind::Ratio, "0.5", "Only of compacted topics."),
-    topic("min.compaction.lag.ms", "", Kind::Long(0, MAX), "0", "Only of compacted topics."),
-    topic("preallocate", "", Kind::Bool, "false", "The journal is always prewritten."),
-    topic("segment.index.bytes", "", Kind::Int(4, INT), "10485760", "Index size follows the segment's."),
-    topic("segment.jitter.ms", "", Kind::Long(0, MAX), "0", "Segments are closed without jitter."),
-    topic("unclean.leader.election.enable", "", Kind::OneOf(&["false"]), "false", "Never: an out-of-sync replica does not lead."),
+    topic(
+        "delete.retention.ms",
+        "",
+        Kind::Long(0, MAX),
+        "86400000",
+        "Only of compacted topics, which are not there yet.",
+    ),
+    topic(
+        "file.delete.delay.ms",
+        "",
+        Kind::Long(0, MAX),
+        "60000",
+        "Files are removed at once.",
+    ),
+    topic(
+        "index.interval.bytes",
+        "",
+        Kind::Int(0, INT),
+        "4096",
+        "The index has one entry for 128 KiB.",
+    ),
+    topic(
+        "max.compaction.lag.ms",
+        "",
+        Kind::Long(1, MAX),
+        "9223372036854775807",
+        "Only of compacted topics.",
+    ),
+    topic(
+        "min.cleanable.dirty.ratio",
+        "",
+        Kind::Ratio,
+        "0.5",
+        "Only of compacted topics.",
+    ),
+    topic(
+        "min.compaction.lag.ms",
+        "",
+        Kind::Long(0, MAX),
+        "0",
+        "Only of compacted topics.",
+    ),
+    topic(
+        "preallocate",
+        "",
+        Kind::Bool,
+        "false",
+        "The journal is always prewritten.",
+    ),
+    topic(
+        "segment.index.bytes",
+        "",
+        Kind::Int(4, INT),
+        "10485760",
+        "Index size follows the segment's.",
+    ),
+    topic(
+        "segment.jitter.ms",
+        "",
+        Kind::Long(0, MAX),
+        "0",
+        "Segments are closed without jitter.",
+    ),
+    topic(
+        "unclean.leader.election.enable",
+        "",
+        Kind::OneOf(&["false"]),
+        "false",
+        "Never: an out-of-sync replica does not lead.",
+    ),
 ];
 
 /// The entry of a broker setting.
@@ -286,7 +651,9 @@ impl Settings {
     /// [`ConfigError`].
     pub fn load_environment(&mut self, variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
         for (variable, value) in variables {
-            let Some(rest) = variable.strip_prefix("MILLRACE_") else { continue };
+            let Some(rest) = variable.strip_prefix("MILLRACE_") else {
+                continue;
+            };
             // Of the command itself.
             if rest == "LOG" || rest == "CONFIG" || rest.starts_with("TEST_") {
                 continue;
@@ -302,15 +669,20 @@ impl Settings {
     /// If the registry has no such broker setting: a bug of ours.
     #[must_use]
     pub fn get(&self, name: &str) -> &str {
-        self.set
-            .get(name)
-            .map_or_else(|| find_broker(name).unwrap_or_else(|| panic!("no setting {name}")).default, String::as_str)
+        self.set.get(name).map_or_else(
+            || find_broker(name).unwrap_or_else(|| panic!("no setting {name}")).default,
+            String::as_str,
+        )
     }
 
     /// Where it comes from.
     #[must_use]
     pub fn source(&self, name: &str) -> Source {
-        if self.set.contains_key(name) { Source::Static } else { Source::Default }
+        if self.set.contains_key(name) {
+            Source::Static
+        } else {
+            Source::Default
+        }
     }
 
     /// A numeric setting.
@@ -319,7 +691,9 @@ impl Settings {
     /// If it is not numeric: values are checked when set.
     #[must_use]
     pub fn number(&self, name: &str) -> i64 {
-        self.get(name).parse().unwrap_or_else(|_| panic!("{name} was checked when set"))
+        self.get(name)
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} was checked when set"))
     }
 
     /// A yes-or-no setting.
@@ -340,7 +714,11 @@ impl Settings {
 
 fn flatten(prefix: &str, table: &toml::Table, out: &mut Vec<(String, String)>) {
     for (key, value) in table {
-        let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let name = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
         match value {
             toml::Value::Table(inner) => flatten(&name, inner, out),
             toml::Value::String(s) => out.push((name, s.clone())),
@@ -454,24 +832,45 @@ mod tests {
     fn values_come_from_file_environment_and_command_line() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let file = dir.path().join("millrace.toml");
-        std::fs::write(&file, "num.partitions = 3\n[group]\nmax.size = 7\n[log]\nretention.ms = 5\n").expect("written");
+        std::fs::write(
+            &file,
+            "num.partitions = 3\n[group]\nmax.size = 7\n[log]\nretention.ms = 5\n",
+        )
+        .expect("written");
         let mut settings = Settings::default();
         settings.load_file(&file).expect("valid");
         settings
-            .load_environment([("MILLRACE_NUM_PARTITIONS".into(), "4".into()), ("PATH".into(), "x".into())].into_iter())
+            .load_environment(
+                [
+                    ("MILLRACE_NUM_PARTITIONS".into(), "4".into()),
+                    ("PATH".into(), "x".into()),
+                ]
+                .into_iter(),
+            )
             .expect("valid");
         assert_eq!(settings.number("num.partitions"), 4);
         settings.set("num.partitions", "5").expect("valid");
         assert_eq!(settings.number("num.partitions"), 5);
         assert_eq!(settings.number("group.max.size"), 7);
         assert_eq!(settings.source("log.retention.ms"), Source::Static);
-        assert!(matches!(settings.set("num.partitons", "1"), Err(ConfigError::Unknown { .. })));
-        assert!(matches!(settings.set("num.partitions", "0"), Err(ConfigError::Invalid { .. })));
+        assert!(matches!(
+            settings.set("num.partitons", "1"),
+            Err(ConfigError::Unknown { .. })
+        ));
+        assert!(matches!(
+            settings.set("num.partitions", "0"),
+            Err(ConfigError::Invalid { .. })
+        ));
     }
 
     #[test]
     fn sizes_are_read() {
-        for (text, bytes) in [("1048576", 1 << 20), ("64MiB", 64 << 20), ("2g", 2 << 30), ("1KB", 1024)] {
+        for (text, bytes) in [
+            ("1048576", 1 << 20),
+            ("64MiB", 64 << 20),
+            ("2g", 2 << 30),
+            ("1KB", 1024),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "x", "1.5g", "-1", "99999999999g"] {
@@ -491,7 +890,11 @@ mod tests {
         ] {
             assert!(Known.check_topic(name, value).is_err(), "{name}={value}");
         }
-        for (name, value) in [("retention.ms", "-1"), ("segment.jitter.ms", "5"), ("compression.type", "zstd")] {
+        for (name, value) in [
+            ("retention.ms", "-1"),
+            ("segment.jitter.ms", "5"),
+            ("compression.type", "zstd"),
+        ] {
             assert!(Known.check_topic(name, value).is_ok(), "{name}={value}");
         }
     }

@@ -52,17 +52,35 @@ fn finding(what: &'static str, level: Level, text: impl Into<String>) -> Finding
 /// Everything, in the order in which it matters. `dir` is the data folder, which is made if it is not there.
 #[must_use]
 pub fn examine(dir: &Path) -> Vec<Finding> {
-    vec![kernel(), io_uring(), memlock(), open_files(), direct_io(dir), clock(), cores()]
+    vec![
+        kernel(),
+        io_uring(),
+        memlock(),
+        open_files(),
+        direct_io(dir),
+        clock(),
+        cores(),
+    ]
 }
 
 fn kernel() -> Finding {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < (5, 8) {
-        finding("kernel", Level::Fatal, format!("Linux {release} is too old: Millrace needs 5.8 or newer for io_uring"))
+        finding(
+            "kernel",
+            Level::Fatal,
+            format!("Linux {release} is too old: Millrace needs 5.8 or newer for io_uring"),
+        )
     } else if version < (5, 15) {
-        finding("kernel", Level::Warning, format!("Linux {release} works; 5.15 or newer has a faster io_uring"))
+        finding(
+            "kernel",
+            Level::Warning,
+            format!("Linux {release} works; 5.15 or newer has a faster io_uring"),
+        )
     } else {
         finding("kernel", Level::Good, format!("Linux {release}"))
     }
@@ -78,10 +96,12 @@ fn io_uring() -> Finding {
                     "switched off by kernel.io_uring_disabled={}: run `sysctl -w kernel.io_uring_disabled=0` as root",
                     disabled.trim()
                 ),
-                (Some(1), _) => "refused (EPERM), as container runtimes do by default: run the container with a seccomp \
+                (Some(1), _) => {
+                    "refused (EPERM), as container runtimes do by default: run the container with a seccomp \
                                  profile that allows io_uring_setup, io_uring_enter and io_uring_register (docker run \
                                  --security-opt seccomp=PROFILE.json)"
-                    .into(),
+                        .into()
+                }
                 (Some(38), _) => "this kernel has no io_uring (ENOSYS): use a kernel built with CONFIG_IO_URING".into(),
                 (Some(12), _) => "not enough locked memory (ENOMEM): raise it with `ulimit -l` or LimitMEMLOCK=".into(),
                 _ => format!("cannot be set up: {error}"),
@@ -97,7 +117,9 @@ fn memlock() -> Finding {
         Some(limit) if limit < NEEDED => finding(
             "memlock",
             Level::Fatal,
-            format!("{limit} bytes may be locked, {NEEDED} are needed: `ulimit -l 65536`, or LimitMEMLOCK=64M in the unit file"),
+            format!(
+                "{limit} bytes may be locked, {NEEDED} are needed: `ulimit -l 65536`, or LimitMEMLOCK=64M in the unit file"
+            ),
         ),
         Some(limit) => finding("memlock", Level::Good, format!("{} KiB may be locked", limit >> 10)),
         None => finding("memlock", Level::Good, "unlimited"),
@@ -109,12 +131,16 @@ fn open_files() -> Finding {
         Some(limit) if limit < 1024 => finding(
             "open files",
             Level::Fatal,
-            format!("{limit} files may be open, at least 1024 are needed: `ulimit -n 65536`, or LimitNOFILE= in the unit file"),
+            format!(
+                "{limit} files may be open, at least 1024 are needed: `ulimit -n 65536`, or LimitNOFILE= in the unit file"
+            ),
         ),
         Some(limit) if limit < 16_384 => finding(
             "open files",
             Level::Warning,
-            format!("{limit} files may be open; for many partitions or clients raise it: `ulimit -n 65536`, or LimitNOFILE="),
+            format!(
+                "{limit} files may be open; for many partitions or clients raise it: `ulimit -n 65536`, or LimitNOFILE="
+            ),
         ),
         Some(limit) => finding("open files", Level::Good, format!("{limit} may be open")),
         None => finding("open files", Level::Good, "unlimited"),
@@ -142,12 +168,18 @@ fn direct_io(dir: &Path) -> Finding {
         Err(e) if e.raw_os_error() == Some(22) => finding(
             "direct I/O",
             Level::Fatal,
-            format!("the file system of {} has no O_DIRECT: use ext4 or xfs with --data-dir", dir.display()),
+            format!(
+                "the file system of {} has no O_DIRECT: use ext4 or xfs with --data-dir",
+                dir.display()
+            ),
         ),
         Err(e) => finding(
             "direct I/O",
             Level::Fatal,
-            format!("{} cannot be written: {e}; give another folder with --data-dir", dir.display()),
+            format!(
+                "{} cannot be written: {e}; give another folder with --data-dir",
+                dir.display()
+            ),
         ),
     }
 }
@@ -161,7 +193,9 @@ fn clock() -> Finding {
         Ok(source) => finding(
             "clock",
             Level::Warning,
-            format!("{source} is read by a system call each time; if `dmesg` does not say why, boot with clocksource=tsc"),
+            format!(
+                "{source} is read by a system call each time; if `dmesg` does not say why, boot with clocksource=tsc"
+            ),
         ),
         Err(_) => finding("clock", Level::Good, "not shown on this system"),
     }
@@ -189,6 +223,10 @@ mod tests {
         for found in examine(dir.path()) {
             assert_ne!(found.level, Level::Fatal, "{found}");
         }
-        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0, "nothing is left behind");
+        assert_eq!(
+            fs::read_dir(dir.path()).expect("there").count(),
+            0,
+            "nothing is left behind"
+        );
     }
 }

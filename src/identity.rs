@@ -114,7 +114,8 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
         .write(true)
         .open(&lock_path)
         .map_err(io_error(&lock_path))?;
-    lock.try_lock().map_err(|_| IdentityError::Locked { path: dir.to_owned() })?;
+    lock.try_lock()
+        .map_err(|_| IdentityError::Locked { path: dir.to_owned() })?;
     if !path.exists() {
         let text = format!(
             "# Written by Millrace. Do not edit.\nlayout = {LAYOUT}\ncluster_id = \"{}\"\nnode_id = {}\ndirectory_id = \"{}\"\n",
@@ -153,7 +154,9 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     Ok(Identity {
         cluster_id: string("cluster_id")?.to_owned(),
         node_id: i32::try_from(stored).map_err(|_| damaged("node_id is out of range"))?,
-        directory_id: string("directory_id")?.parse().map_err(|_| damaged("directory_id is no UUID"))?,
+        directory_id: string("directory_id")?
+            .parse()
+            .map_err(|_| damaged("directory_id is no UUID"))?,
         _lock: lock,
     })
 }
@@ -179,7 +182,10 @@ mod tests {
         assert!(matches!(open(dir.path(), None), Err(IdentityError::Locked { .. })));
         let cluster_id = first.cluster_id.clone();
         drop(first);
-        assert!(matches!(open(dir.path(), Some(4)), Err(IdentityError::NodeId { stored: 3, given: 4 })));
+        assert!(matches!(
+            open(dir.path(), Some(4)),
+            Err(IdentityError::NodeId { stored: 3, given: 4 })
+        ));
         let again = open(dir.path(), None).expect("the same");
         assert_eq!((again.cluster_id.as_str(), again.node_id), (cluster_id.as_str(), 3));
     }
@@ -191,6 +197,9 @@ mod tests {
         assert!(matches!(open(dir.path(), None), Err(IdentityError::Foreign { .. })));
         let dir = tempfile::tempdir().expect("temporary folder");
         fs::write(dir.path().join(FILE), "layout = 99\n").expect("written");
-        assert!(matches!(open(dir.path(), None), Err(IdentityError::Layout { found: 99, .. })));
+        assert!(matches!(
+            open(dir.path(), None),
+            Err(IdentityError::Layout { found: 99, .. })
+        ));
     }
 }

@@ -100,7 +100,10 @@ fn main() -> ExitCode {
         .init();
     match Cli::parse().command {
         Command::Serve(serve) => {
-            let result = serve.settings().map_err(server::ServeError::from).and_then(server::serve);
+            let result = serve
+                .settings()
+                .map_err(server::ServeError::from)
+                .and_then(server::serve);
             match result {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {

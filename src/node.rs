@@ -170,7 +170,12 @@ impl Node {
     /// On another shard than 0.
     #[must_use]
     pub fn coordinator(&self) -> Rc<Coordinator> {
-        Rc::clone(self.coordinator.borrow().as_ref().expect("the coordinator runs on shard 0"))
+        Rc::clone(
+            self.coordinator
+                .borrow()
+                .as_ref()
+                .expect("the coordinator runs on shard 0"),
+        )
     }
 
     /// Takes in new metadata: partitions of this shard are made, removed and configured accordingly.
@@ -188,7 +193,10 @@ impl Node {
         for topic in view.image.topics() {
             let unchanged = old.image.topic_by_id(&topic.id).is_some_and(|t| Arc::ptr_eq(t, topic));
             let same_config = unchanged
-                && old.image.configs(&ConfigResource::Topic(topic.name.clone())).eq(view.image.configs(&ConfigResource::Topic(topic.name.clone())));
+                && old
+                    .image
+                    .configs(&ConfigResource::Topic(topic.name.clone()))
+                    .eq(view.image.configs(&ConfigResource::Topic(topic.name.clone())));
             if same_config && recovered.is_empty() {
                 continue;
             }

@@ -196,7 +196,11 @@ where
             }
             Poll::Ready(Err(Stopping)) => false,
         });
-        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        if running.is_empty() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     })
     .await;
     results

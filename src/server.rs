@@ -142,7 +142,10 @@ struct Init {
 pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let started = Instant::now();
     let dir = PathBuf::from(settings.get("data.dir"));
-    if let Some(fatal) = doctor::examine(&dir).into_iter().find(|f| f.level == doctor::Level::Fatal) {
+    if let Some(fatal) = doctor::examine(&dir)
+        .into_iter()
+        .find(|f| f.level == doctor::Level::Fatal)
+    {
         return Err(ServeError::Host(format!("{}: {}", fatal.what, fatal.text)));
     }
     let node_id = (settings.source("node.id") == Source::Static).then(|| settings.number("node.id") as i32);
@@ -254,7 +257,9 @@ fn check_advertised(settings: &Settings, listen: SocketAddr) -> Result<(), Serve
 /// The cores this process may use, at most `wanted` of them (0 for all).
 fn cpus(wanted: usize) -> Vec<usize> {
     let allowed: Vec<usize> = match rustix::thread::sched_getaffinity(None) {
-        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|c| set.is_set(*c)).collect(),
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|c| set.is_set(*c))
+            .collect(),
         Err(_) => vec![0],
     };
     let count = if wanted == 0 { allowed.len() } else { wanted };
@@ -309,14 +314,21 @@ fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfi
 async fn new_host(context: &Context) -> Result<GlommioHost, ServeError> {
     // glommio probes the device with the first file it opens, and wrongly if that one is empty (kernel-notes.md).
     let path = context.shared.data_dir.join(identity::FILE);
-    let probe = DmaFile::open(&path).await.map_err(|e| ServeError::Executor(e.to_string()))?;
+    let probe = DmaFile::open(&path)
+        .await
+        .map_err(|e| ServeError::Executor(e.to_string()))?;
     probe.close().await.map_err(|e| ServeError::Executor(e.to_string()))?;
-    let background =
-        glommio::executor().create_task_queue(Shares::Static(200), Latency::NotImportant, "background");
+    let background = glommio::executor().create_task_queue(Shares::Static(200), Latency::NotImportant, "background");
     Ok(GlommioHost::new(background))
 }
 
-fn new_node(context: &Context, shard: usize, engine: Shard<GlommioHost>, host: GlommioHost, mailbox: flume::Receiver<Job>) -> Rc<Node> {
+fn new_node(
+    context: &Context,
+    shard: usize,
+    engine: Shard<GlommioHost>,
+    host: GlommioHost,
+    mailbox: flume::Receiver<Job>,
+) -> Rc<Node> {
     let node = Node::new(
         shard,
         Arc::clone(&context.shared),
@@ -446,8 +458,11 @@ async fn listen_everywhere(context: &Context, node: &Rc<Node>) -> Result<String,
     // SO_REUSEPORT would let a second broker of this user bind the same port unnoticed.
     let mut address = context.listen;
     if address.port() != 0 {
-        std::net::TcpListener::bind(address)
-            .map_err(|e| fail(format!("{e}; stop what listens there, or choose another with --kafka-listen HOST:PORT")))?;
+        std::net::TcpListener::bind(address).map_err(|e| {
+            fail(format!(
+                "{e}; stop what listens there, or choose another with --kafka-listen HOST:PORT"
+            ))
+        })?;
     }
     let first = Listener::bind(address).map_err(|e| fail(e.to_string()))?;
     address = first.local_addr().map_err(|e| fail(e.to_string()))?;

@@ -273,7 +273,9 @@ pub struct Batch {
 impl Batch {
     /// Writes header, payload and padding; `out` is exactly [`BatchHeader::stored_len`] long.
     pub fn encode(&self, out: &mut [u8]) {
-        let (head, rest) = out.split_first_chunk_mut().expect("callers size the slice by stored_len");
+        let (head, rest) = out
+            .split_first_chunk_mut()
+            .expect("callers size the slice by stored_len");
         BatchHeader {
             kind: RecordKind::Batch,
             ..self.header

@@ -112,8 +112,7 @@ impl SegmentIndex {
             number: key.partition,
             base,
         };
-        let archive =
-            rkyv::to_bytes::<rancor::Error>(self).expect("serialising numbers into memory does not fail");
+        let archive = rkyv::to_bytes::<rancor::Error>(self).expect("serialising numbers into memory does not fail");
         store_archive(host, path, header, &archive).await
     }
 

@@ -141,7 +141,13 @@ pub fn parse(bytes: &[u8]) -> Result<(BatchInfo, usize), BatchError> {
             max = max.max(r.timestamp);
             true
         })?;
-        return Ok((BatchInfo { max_timestamp: max, ..info }, total));
+        return Ok((
+            BatchInfo {
+                max_timestamp: max,
+                ..info
+            },
+            total,
+        ));
     }
     Ok((info, total))
 }
@@ -176,9 +182,12 @@ fn varint(buf: &mut &[u8]) -> Result<i64, BatchError> {
 }
 
 fn take<'a>(buf: &mut &'a [u8], len: i64) -> Result<&'a [u8], BatchError> {
-    let len = usize::try_from(len).ok().filter(|n| *n <= buf.len()).ok_or(BatchError::Invalid {
-        reason: "a record's field is longer than the record",
-    })?;
+    let len = usize::try_from(len)
+        .ok()
+        .filter(|n| *n <= buf.len())
+        .ok_or(BatchError::Invalid {
+            reason: "a record's field is longer than the record",
+        })?;
     let (head, rest) = buf.split_at(len);
     *buf = rest;
     Ok(head)

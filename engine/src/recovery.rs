@@ -92,10 +92,7 @@ async fn store_base<H: Host>(
     shards: u32,
     partitions: &[LogState],
 ) -> Result<(), StorageError> {
-    let captured = partitions
-        .iter()
-        .map(PartitionCheckpoint::capture)
-        .collect();
+    let captured = partitions.iter().map(PartitionCheckpoint::capture).collect();
     let dir = config.checkpoint_dir();
     host.create_dir(&dir).map_err(|source| StorageError::Io {
         operation: "create",
@@ -158,7 +155,10 @@ async fn apply<H: Host>(
 }
 
 fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
-    for path in [segment_path(logs_dir, &key, base), segment::index_path(logs_dir, &key, base)] {
+    for path in [
+        segment_path(logs_dir, &key, base),
+        segment::index_path(logs_dir, &key, base),
+    ] {
         match host.remove_file(&path) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(StorageError::Io {

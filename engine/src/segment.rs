@@ -111,7 +111,11 @@ impl<H: Host> FileCache<H> {
         let topic = topic_dir(&self.logs, &key);
         let new_dir = self.host.list(&dir).map_err(fail("list", &dir))?.is_empty();
         self.host.create_dir(&dir).map_err(fail("create", &dir))?;
-        let file = self.host.open(path, OpenMode::Create).await.map_err(fail("create", path))?;
+        let file = self
+            .host
+            .open(path, OpenMode::Create)
+            .await
+            .map_err(fail("create", path))?;
         self.host.sync_dir(&dir).await.map_err(fail("sync", &dir))?;
         if new_dir {
             self.host.sync_dir(&topic).await.map_err(fail("sync", &topic))?;

@@ -7,14 +7,13 @@ use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
 
 use bytes::Bytes;
 use millrace_engine::{
-    PartitionKey,
+    PartitionKey, StorageError,
     disk::sim::{Fault, SimHost, SimRng},
     host::Host,
     kafka_batch::{self, NewRecord},
     log::{LogConfig, LogState},
     recovery::{self, Recovered},
     shard::{Shard, ShardConfig},
-    StorageError,
 };
 use uuid::Uuid;
 
@@ -80,8 +79,12 @@ fn payload(rng: &mut SimRng, tag: u64) -> Bytes {
 async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operations: u64, partitions: u32) {
     let mut rng = SimRng::new(seed);
     // Errors here are the cut's: operations that do not wait report it as EIO.
-    let Ok(recovered) = recovery::recover(&host, &config(0, 0), 1).await else { return };
-    let Ok(shard) = Shard::open(host.clone(), config(0, recovered.incarnation)).await else { return };
+    let Ok(recovered) = recovery::recover(&host, &config(0, 0), 1).await else {
+        return;
+    };
+    let Ok(shard) = Shard::open(host.clone(), config(0, recovered.incarnation)).await else {
+        return;
+    };
     let s = shard.clone();
     host.spawn(async move { s.run_commits().await });
     for p in 0..partitions {
@@ -106,7 +109,12 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
                 let permit = shard.admit(bytes.len()).await;
                 let batches = kafka_batch::split(bytes.clone()).expect("built above");
                 let appended = shard.append(key(p), 1, batches, permit).expect("healthy");
-                model.borrow_mut().sent.entry(p).or_default().push((appended.base_offset, bytes));
+                model
+                    .borrow_mut()
+                    .sent
+                    .entry(p)
+                    .or_default()
+                    .push((appended.base_offset, bytes));
                 let ack = {
                     let (model, partition) = (Rc::clone(&model), Rc::clone(&partition));
                     async move {
@@ -132,7 +140,9 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
 async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: u32, context: &str) {
     let mut opened = Vec::new();
     for n in 0..shards {
-        let shard = Shard::open(host.clone(), config(n, recovered.incarnation)).await.expect("opens");
+        let shard = Shard::open(host.clone(), config(n, recovered.incarnation))
+            .await
+            .expect("opens");
         let s = shard.clone();
         host.spawn(async move { s.run_commits().await });
         opened.push(shard);
@@ -144,7 +154,9 @@ async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: u32,
         shard.add_partition(state, LOG);
     }
     for (p, acked_end) in &model.acked_end {
-        let shard = found.get(p).unwrap_or_else(|| panic!("{context}: partition {p} is gone"));
+        let shard = found
+            .get(p)
+            .unwrap_or_else(|| panic!("{context}: partition {p} is gone"));
         let status = shard.partition(&key(*p)).expect("added").status();
         assert!(
             status.log_end >= *acked_end,
@@ -188,8 +200,14 @@ async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: u32,
         let batches = kafka_batch::split(bytes).expect("built");
         let appended = shard.append(key(p), 2, batches, permit).expect("healthy");
         let partition = shard.partition(&key(p)).expect("there");
-        partition.wait_high_watermark(appended.end_offset).await.expect("healthy");
-        let records = shard.read(key(p), appended.base_offset, 1 << 20, true).await.expect("readable");
+        partition
+            .wait_high_watermark(appended.end_offset)
+            .await
+            .expect("healthy");
+        let records = shard
+            .read(key(p), appended.base_offset, 1 << 20, true)
+            .await
+            .expect("readable");
         assert_eq!(records.next_offset, appended.end_offset, "{context}");
     }
     for shard in opened {
@@ -209,7 +227,8 @@ fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
     for seed in seeds() {
         let total = {
             let host = SimHost::new();
-            host.run(workload(host.clone(), Rc::default(), seed, 120, 5)).expect("an uncut run ends");
+            host.run(workload(host.clone(), Rc::default(), seed, 120, 5))
+                .expect("an uncut run ends");
             host.operations()
         };
         println!("seed {seed}: {total} operations to cut at");
@@ -220,7 +239,11 @@ fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
             host.run(workload(host.clone(), Rc::clone(&model), seed, 120, 5));
             let context = format!("seed {seed} cut {cut}");
             let mut rng = SimRng::new(seed ^ (cut << 20));
-            let after = if cut % 5 == 0 { host.after_kill() } else { host.after_power_cut(&mut rng) };
+            let after = if cut % 5 == 0 {
+                host.after_kill()
+            } else {
+                host.after_power_cut(&mut rng)
+            };
             let recovered = after
                 .run(recovery::recover(&after, &config(0, 0), 1 + (cut % 3) as u32))
                 .unwrap_or_else(|| panic!("{context}: recovery does not end"))
@@ -263,20 +286,35 @@ fn a_crash_during_recovery_loses_nothing() {
 fn recovery_twice_gives_the_same() {
     let host = SimHost::new();
     let model = Rc::new(RefCell::new(Model::default()));
-    host.run(workload(host.clone(), Rc::clone(&model), 3, 200, 5)).expect("ends");
+    host.run(workload(host.clone(), Rc::clone(&model), 3, 200, 5))
+        .expect("ends");
     let disk = host.after_kill();
-    let first = disk.run(recovery::recover(&disk, &config(0, 0), 1)).expect("ends").expect("sound");
-    let second = disk.run(recovery::recover(&disk, &config(0, 0), 2)).expect("ends").expect("sound");
+    let first = disk
+        .run(recovery::recover(&disk, &config(0, 0), 1))
+        .expect("ends")
+        .expect("sound");
+    let second = disk
+        .run(recovery::recover(&disk, &config(0, 0), 2))
+        .expect("ends")
+        .expect("sound");
     assert_eq!(second.incarnation, first.incarnation + 1);
     assert_eq!(second.replayed, 0);
-    let ends = |r: &Recovered| r.partitions.iter().map(|s| (s.key, s.log_start(), s.log_end())).collect::<Vec<_>>();
+    let ends = |r: &Recovered| {
+        r.partitions
+            .iter()
+            .map(|s| (s.key, s.log_start(), s.log_end()))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(ends(&first), ends(&second));
-    disk.run(verify(disk.clone(), second, &model.borrow(), 3, "second")).expect("ends");
+    disk.run(verify(disk.clone(), second, &model.borrow(), 3, "second"))
+        .expect("ends");
 }
 
 async fn append_some(host: &SimHost, count: u64) -> Shard<SimHost> {
     let recovered = recovery::recover(host, &config(0, 0), 1).await.expect("sound");
-    let shard = Shard::open(host.clone(), config(0, recovered.incarnation)).await.expect("opens");
+    let shard = Shard::open(host.clone(), config(0, recovered.incarnation))
+        .await
+        .expect("opens");
     let s = shard.clone();
     host.spawn(async move { s.run_commits().await });
     shard.add_partition(LogState::new(key(0)), LOG);
@@ -338,7 +376,10 @@ fn damage_of_the_last_group_is_a_torn_tail() {
         .find(|p| p.to_string_lossy().contains("0000-0000.journal"))
         .expect("the first slot");
     disk.flip_bit(&journal, 4096 * 10 + 200);
-    let recovered = disk.run(recovery::recover(&disk, &config(0, 0), 1)).expect("ends").expect("a torn tail");
+    let recovered = disk
+        .run(recovery::recover(&disk, &config(0, 0), 1))
+        .expect("ends")
+        .expect("a torn tail");
     assert_eq!(recovered.partitions[0].log_end(), 9);
     assert_eq!(recovered.torn, [(journal, 4096 * 10)]);
 }
@@ -357,7 +398,10 @@ fn a_failed_journal_flush_poisons_the_shard_and_nothing_more_is_acknowledged() {
     })
     .expect("ends");
     let disk = host.after_kill();
-    let recovered = disk.run(recovery::recover(&disk, &config(0, 0), 1)).expect("ends").expect("sound");
+    let recovered = disk
+        .run(recovery::recover(&disk, &config(0, 0), 1))
+        .expect("ends")
+        .expect("sound");
     assert_eq!(recovered.partitions[0].log_end(), 3);
 }
 
@@ -396,7 +440,10 @@ fn a_full_disk_during_write_back_loses_nothing() {
     })
     .expect("ends");
     let disk = host.after_kill();
-    let recovered = disk.run(recovery::recover(&disk, &config(0, 0), 1)).expect("ends").expect("sound");
+    let recovered = disk
+        .run(recovery::recover(&disk, &config(0, 0), 1))
+        .expect("ends")
+        .expect("sound");
     assert_eq!((recovered.replayed, recovered.partitions[0].log_end()), (0, 20));
 }
 
@@ -416,6 +463,13 @@ fn a_segment_that_cannot_be_written_takes_its_partition_offline_and_not_the_ring
     })
     .expect("ends");
     let disk = host.after_kill();
-    let recovered = disk.run(recovery::recover(&disk, &config(0, 0), 1)).expect("ends").expect("sound");
-    assert_eq!(recovered.partitions[0].log_end(), 5, "what was acknowledged is still in the journal");
+    let recovered = disk
+        .run(recovery::recover(&disk, &config(0, 0), 1))
+        .expect("ends")
+        .expect("sound");
+    assert_eq!(
+        recovered.partitions[0].log_end(),
+        5,
+        "what was acknowledged is still in the journal"
+    );
 }

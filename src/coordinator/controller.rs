@@ -108,7 +108,9 @@ impl ControllerDriver {
     }
 
     async fn snapshot(&self, node: &Rc<Node>, image: &Image) -> Result<(), MetadataError> {
-        let Some(log) = node.engine.partition(&METADATA_KEY) else { return Ok(()) };
+        let Some(log) = node.engine.partition(&METADATA_KEY) else {
+            return Ok(());
+        };
         let size = log.status().size_bytes;
         if size < self.snapshot_at.get() {
             return Ok(());

@@ -117,7 +117,9 @@ impl GroupsDriver {
                     topic: topic.id,
                     partition,
                 };
-                let Some(log) = node.engine.partition(&key) else { continue };
+                let Some(log) = node.engine.partition(&key) else {
+                    continue;
+                };
                 let start = log.status().log_start;
                 node.engine
                     .visit(key, start, |batch| {
@@ -134,7 +136,9 @@ impl GroupsDriver {
     }
 
     fn load_batch(&self, payload: &[u8], now: i64) {
-        let Ok((info, len)) = kafka_batch::parse(payload) else { return };
+        let Ok((info, len)) = kafka_batch::parse(payload) else {
+            return;
+        };
         let visited = kafka_batch::for_each_record(&payload[BATCH_HEADER_LEN..len], &info, |record| {
             if let Some(decoded) = record.key.and_then(|key| records::decode(key, record.value, now)) {
                 self.state.borrow_mut().load(decoded, now);
@@ -182,7 +186,9 @@ impl GroupsDriver {
     async fn drain(&self, node: &Rc<Node>) {
         let _turn = self.draining.acquire(1).await;
         loop {
-            let Some(output) = self.state.borrow_mut().poll_output() else { break };
+            let Some(output) = self.state.borrow_mut().poll_output() else {
+                break;
+            };
             match output {
                 Output::Persist { group, records } => {
                     let records = records
@@ -221,7 +227,11 @@ impl GroupsDriver {
     }
 
     fn ready(&self) -> Result<(), GroupError> {
-        if self.loaded.get() { Ok(()) } else { Err(GroupError::Loading) }
+        if self.loaded.get() {
+            Ok(())
+        } else {
+            Err(GroupError::Loading)
+        }
     }
 
     /// JoinGroup.
@@ -328,7 +338,13 @@ impl GroupsDriver {
         self.snapshot_if_due(node, key, epoch).await
     }
 
-    async fn append_to(&self, node: &Rc<Node>, key: PartitionKey, epoch: i32, records: &[NewRecord]) -> Result<i64, Failure> {
+    async fn append_to(
+        &self,
+        node: &Rc<Node>,
+        key: PartitionKey,
+        epoch: i32,
+        records: &[NewRecord],
+    ) -> Result<i64, Failure> {
         let payload = kafka_batch::build(records, (-1, -1, -1));
         let (info, _) = kafka_batch::parse(&payload).map_err(millrace_engine::AppendError::Batch)?;
         let permit = node.engine.admit(payload.len()).await;
@@ -345,7 +361,10 @@ impl GroupsDriver {
             self.create_topic(node).await?;
         }
         let view = node.view();
-        let topic = view.image.topic(OFFSETS_TOPIC).ok_or_else(Failure::coordinator_not_available)?;
+        let topic = view
+            .image
+            .topic(OFFSETS_TOPIC)
+            .ok_or_else(Failure::coordinator_not_available)?;
         let partition = partition_of(group, topic.partitions.len());
         let key = PartitionKey {
             topic: topic.id,
@@ -383,7 +402,9 @@ impl GroupsDriver {
     }
 
     async fn snapshot_if_due(&self, node: &Rc<Node>, key: PartitionKey, epoch: i32) -> Result<(), Failure> {
-        let Some(log) = node.engine.partition(&key) else { return Ok(()) };
+        let Some(log) = node.engine.partition(&key) else {
+            return Ok(());
+        };
         let due = *self.snapshot_at.borrow().get(&key.partition).unwrap_or(&SNAPSHOT_BYTES);
         if log.status().size_bytes < due {
             return Ok(());

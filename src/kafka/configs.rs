@@ -4,7 +4,10 @@ use kafka_protocol::{ResponseError, protocol::StrBytes};
 use millrace_cluster::metadata::{ConfigResource, Image};
 
 use super::errors::Failure;
-use crate::config::{ENTRIES, Entry, Scope, Settings, Source};
+use crate::{
+    config::{ENTRIES, Entry, Kind, Scope, Settings, Source},
+    node::Node,
+};
 
 /// Kafka's resource types.
 pub const TOPIC: i8 = 2;
@@ -41,7 +44,9 @@ pub fn topic_entries(settings: &Settings, image: &Image, resource: &ConfigResour
     ENTRIES
         .iter()
         .filter_map(|entry| {
-            let Scope::Topic { broker } = entry.scope else { return None };
+            let Scope::Topic { broker } = entry.scope else {
+                return None;
+            };
             let mut synonyms = Vec::new();
             if let Some(value) = image.config(resource, entry.name) {
                 synonyms.push((entry.name, value.to_owned(), SOURCE_TOPIC));
@@ -62,6 +67,49 @@ pub fn topic_entries(settings: &Settings, image: &Image, resource: &ConfigResour
                 source,
                 synonyms,
             })
+        })
+        .collect()
+}
+
+/// What Kafka's tools look for under Kafka's names and ours say under others.
+static DERIVED: [Entry; 4] = [
+    derived(
+        "advertised.listeners",
+        "Address told to clients; the setting `advertise` gives it.",
+    ),
+    derived("listeners", "Address listened on; the setting `kafka.listen` gives it."),
+    derived("log.dirs", "Folder of all data; the setting `data.dir` gives it."),
+    derived("broker.id", "Number of this broker; the setting `node.id` gives it."),
+];
+
+const fn derived(name: &'static str, doc: &'static str) -> Entry {
+    Entry {
+        name,
+        kind: Kind::Str,
+        default: "",
+        scope: Scope::Broker { dynamic: false },
+        doc,
+    }
+}
+
+/// Settings of this broker under Kafka's own names.
+#[must_use]
+pub fn derived_entries(node: &Node) -> Vec<Effective> {
+    let (host, port) = node.advertised.borrow().clone();
+    let values = [
+        format!("PLAINTEXT://{host}:{port}"),
+        format!("PLAINTEXT://{}", node.shared.settings.get("kafka.listen")),
+        node.shared.data_dir.display().to_string(),
+        node.shared.node_id.to_string(),
+    ];
+    DERIVED
+        .iter()
+        .zip(values)
+        .map(|(entry, value)| Effective {
+            entry,
+            value: value.clone(),
+            source: SOURCE_STATIC,
+            synonyms: vec![(entry.name, value, SOURCE_STATIC)],
         })
         .collect()
 }
@@ -108,7 +156,9 @@ pub fn resource(kind: i8, name: &StrBytes, node_id: i32) -> Result<ConfigResourc
         BROKER if name.is_empty() => Ok(ConfigResource::Broker(None)),
         BROKER | BROKER_LOGGER => match name.parse::<i32>() {
             Ok(id) if id == node_id => Ok(ConfigResource::Broker(Some(id))),
-            Ok(id) => Err(invalid(format!("Unexpected broker id, expected {node_id} but received {id}"))),
+            Ok(id) => Err(invalid(format!(
+                "Unexpected broker id, expected {node_id} but received {id}"
+            ))),
             Err(_) => Err(invalid(format!("Broker id must be an integer, but it is: {name}"))),
         },
         other => Err(invalid(format!("Unsupported resource type {other}"))),

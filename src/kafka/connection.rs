@@ -111,7 +111,9 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
 ) -> io::Result<()> {
     let in_flight_max = node.shared.settings.number("max.inflight.requests.per.connection") as usize;
     while !answers.closed.get() {
-        let Some(length) = reader.next_length().await? else { return Ok(()) };
+        let Some(length) = reader.next_length().await? else {
+            return Ok(());
+        };
         // Large requests wait for room before they are read; small ones would gain nothing from waiting.
         let permit = node.requests.acquire(length as u64).await;
         let frame = reader.frame(length).await?;

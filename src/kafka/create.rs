@@ -65,7 +65,11 @@ pub async fn automatically(node: &Rc<Node>, names: Vec<String>) -> Vec<(String, 
     if wants_offsets {
         let made = node
             .router
-            .call(node, 0, |n| async move { n.coordinator().groups.create_topic(&n).await })
+            .call(
+                node,
+                0,
+                |n| async move { n.coordinator().groups.create_topic(&n).await },
+            )
             .await;
         if let Err(failure) = made.map_err(Failure::from).and_then(|r| r) {
             refused.push((OFFSETS_TOPIC.to_owned(), failure));

@@ -40,7 +40,10 @@ impl Failure {
     /// The coordinator cannot answer now.
     #[must_use]
     pub fn coordinator_not_available() -> Self {
-        Self::new(ResponseError::CoordinatorNotAvailable, "the coordinator is not available")
+        Self::new(
+            ResponseError::CoordinatorNotAvailable,
+            "the coordinator is not available",
+        )
     }
 
     /// No such topic or partition.
@@ -142,9 +145,10 @@ impl From<ControllerError> for Failure {
 impl From<MetadataError> for Failure {
     fn from(e: MetadataError) -> Self {
         let code = match &e {
-            MetadataError::Append(_) | MetadataError::Read(_) | MetadataError::Storage(_) | MetadataError::Decode(_) => {
-                ResponseError::KafkaStorageError
-            }
+            MetadataError::Append(_)
+            | MetadataError::Read(_)
+            | MetadataError::Storage(_)
+            | MetadataError::Decode(_) => ResponseError::KafkaStorageError,
             MetadataError::Stopping(_) => ResponseError::NotController,
         };
         Self::new(code, e.to_string())

@@ -1,15 +1,17 @@
 //! What runs on the shard that owns a partition. Arguments and answers cross between shards; futures do not.
 
-use std::{future::poll_fn, rc::Rc, sync::Arc, sync::atomic::{AtomicBool, Ordering}, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
+    task::Poll,
+    time::Duration,
+};
 
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
-use millrace_engine::{
-    BatchError, PartitionKey, ReadError,
-    host::Host,
-    kafka_batch::BatchInfo,
-    shard::Partition,
-};
+use millrace_engine::{BatchError, PartitionKey, ReadError, host::Host, kafka_batch::BatchInfo, shard::Partition};
 use millrace_net::kafka::compression;
 
 use super::errors::Failure;
@@ -113,7 +115,10 @@ pub async fn read(
 }
 
 async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: bool) -> Result<Given, Failure> {
-    let partition = node.engine.partition(&read.key).ok_or_else(Failure::unknown_partition)?;
+    let partition = node
+        .engine
+        .partition(&read.key)
+        .ok_or_else(Failure::unknown_partition)?;
     if read.last_fetched_epoch >= 0 {
         let end = partition.with_state(|s| s.epochs.end_offset(read.last_fetched_epoch, s.log_end()));
         let status = partition.status();

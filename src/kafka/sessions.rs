@@ -193,7 +193,12 @@ mod tests {
         let id = sessions.create(vec![(partition(0), WANTED), (partition(1), WANTED)]);
         let moved = Wanted { offset: 9, ..WANTED };
         let now = sessions
-            .update(id, 1, vec![(partition(1), moved), (partition(2), WANTED)], &[partition(0)])
+            .update(
+                id,
+                1,
+                vec![(partition(1), moved), (partition(2), WANTED)],
+                &[partition(0)],
+            )
             .expect("in step");
         assert_eq!(now, vec![(partition(1), moved), (partition(2), WANTED)]);
         assert_eq!(sessions.update(id, 1, vec![], &[]), Err(SessionError::InvalidEpoch));

@@ -18,7 +18,12 @@ pub const OPERATIONS_UNKNOWN: i32 = i32::MIN;
 /// Unknown topic, or unknown topic id.
 pub fn find(view: &View, name: &TopicName, id: Uuid, by_id: bool) -> Result<Arc<TopicImage>, Failure> {
     if by_id {
-        let unknown = || Failure::new(ResponseError::UnknownTopicId, "This server does not host this topic ID.");
+        let unknown = || {
+            Failure::new(
+                ResponseError::UnknownTopicId,
+                "This server does not host this topic ID.",
+            )
+        };
         return view.image.topic_by_id(&id).cloned().ok_or_else(unknown);
     }
     view.image.topic(name).cloned().ok_or_else(Failure::unknown_partition)

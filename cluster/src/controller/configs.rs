@@ -74,9 +74,11 @@ pub fn alter_incrementally(
             Operation::Delete => None,
             Operation::Set => Some(needed()?),
             Operation::Append | Operation::Subtract => {
-                let list_default = registry.topic_list_default(name).ok_or_else(|| ControllerError::InvalidConfig {
-                    reason: format!("Config value append is not allowed for config key: {name}"),
-                })?;
+                let list_default = registry
+                    .topic_list_default(name)
+                    .ok_or_else(|| ControllerError::InvalidConfig {
+                        reason: format!("Config value append is not allowed for config key: {name}"),
+                    })?;
                 let current = image.config(resource, name).unwrap_or(&list_default);
                 let mut list: Vec<&str> = current.split(',').filter(|s| !s.is_empty()).collect();
                 let given = needed()?;

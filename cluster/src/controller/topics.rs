@@ -42,7 +42,10 @@ pub fn check_name(name: &str) -> Result<(), ControllerError> {
         "'.' and '..' are not allowed"
     } else if name.len() > 249 {
         "it is longer than 249 characters"
-    } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+    } else if !name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    {
         "only ASCII letters, digits, '.', '_' and '-' are allowed"
     } else {
         return Ok(());
@@ -89,7 +92,10 @@ fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[i32]
     let width = assignments.first().map_or(0, |(_, r)| r.len());
     for (index, replicas) in assignments {
         if replicas.is_empty() || replicas.len() != width {
-            return bad(format!("partition {index} has {} replicas, the others {width}", replicas.len()));
+            return bad(format!(
+                "partition {index} has {} replicas, the others {width}",
+                replicas.len()
+            ));
         }
         let mut unique = replicas.clone();
         unique.sort_unstable();
@@ -98,7 +104,9 @@ fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[i32]
             return bad(format!("partition {index} names a broker twice"));
         }
         if let Some(unknown) = replicas.iter().find(|b| !brokers.contains(b)) {
-            return bad(format!("partition {index} names broker {unknown}, which is not in the cluster"));
+            return bad(format!(
+                "partition {index} names broker {unknown}, which is not in the cluster"
+            ));
         }
     }
     Ok(())
@@ -130,15 +138,23 @@ pub fn create(
         });
     }
     let assigned: Vec<Vec<i32>> = if topic.assignments.is_empty() {
-        let count = if topic.partitions == -1 { defaults.partitions } else { topic.partitions };
+        let count = if topic.partitions == -1 {
+            defaults.partitions
+        } else {
+            topic.partitions
+        };
         let factor = if topic.replication_factor == -1 {
             defaults.replication_factor
         } else {
             topic.replication_factor
         };
-        let count = usize::try_from(count).ok().filter(|n| *n > 0).ok_or_else(|| ControllerError::InvalidPartitions {
-            reason: "Number of partitions was set to an invalid non-positive value.".into(),
-        })?;
+        let count =
+            usize::try_from(count)
+                .ok()
+                .filter(|n| *n > 0)
+                .ok_or_else(|| ControllerError::InvalidPartitions {
+                    reason: "Number of partitions was set to an invalid non-positive value.".into(),
+                })?;
         let factor = usize::try_from(factor).ok().filter(|n| *n > 0).ok_or_else(|| {
             ControllerError::InvalidReplicationFactor {
                 reason: "Replication factor must be larger than 0.".into(),
@@ -305,22 +321,43 @@ mod tests {
         let image = Image::default();
         let make = |t: NewTopic| create(&image, &defaults(), &AnyConfig, &t, Uuid::from_u128(1));
         assert_eq!(make(new_topic("t", -1, -1)).expect("defaults").len(), 4);
-        assert!(matches!(make(new_topic("t", 0, 1)), Err(ControllerError::InvalidPartitions { .. })));
-        assert!(matches!(make(new_topic("t", 1, 2)), Err(ControllerError::InvalidReplicationFactor { .. })));
-        assert!(matches!(make(new_topic("t", 1 << 20, 1)), Err(ControllerError::PolicyViolation { .. })));
+        assert!(matches!(
+            make(new_topic("t", 0, 1)),
+            Err(ControllerError::InvalidPartitions { .. })
+        ));
+        assert!(matches!(
+            make(new_topic("t", 1, 2)),
+            Err(ControllerError::InvalidReplicationFactor { .. })
+        ));
+        assert!(matches!(
+            make(new_topic("t", 1 << 20, 1)),
+            Err(ControllerError::PolicyViolation { .. })
+        ));
         let mut manual = new_topic("t", -1, -1);
         manual.assignments = vec![(0, vec![9])];
-        assert!(matches!(make(manual), Err(ControllerError::InvalidReplicaAssignment { .. })));
+        assert!(matches!(
+            make(manual),
+            Err(ControllerError::InvalidReplicaAssignment { .. })
+        ));
     }
 
     #[test]
     fn a_topic_grows_and_never_shrinks() {
-        let records = create(&Image::default(), &defaults(), &AnyConfig, &new_topic("t", 2, 1), Uuid::from_u128(1));
+        let records = create(
+            &Image::default(),
+            &defaults(),
+            &AnyConfig,
+            &new_topic("t", 2, 1),
+            Uuid::from_u128(1),
+        );
         let image = Image::default().apply(&records.expect("valid"));
         let grown = image.apply(&grow(&image, &defaults(), "t", 5, None).expect("more"));
         assert_eq!(grown.topic("t").expect("there").partitions.len(), 5);
         assert!(grow(&grown, &defaults(), "t", 5, None).is_err());
         assert!(grow(&grown, &defaults(), "t", 4, None).is_err());
-        assert_eq!(grow(&grown, &defaults(), "u", 4, None), Err(ControllerError::UnknownTopic));
+        assert_eq!(
+            grow(&grown, &defaults(), "u", 4, None),
+            Err(ControllerError::UnknownTopic)
+        );
     }
 }

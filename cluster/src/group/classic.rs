@@ -190,7 +190,10 @@ impl Group {
                 *votes.entry(name).or_default() += 1;
             }
         }
-        votes.into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name.to_owned())
+        votes
+            .into_iter()
+            .max_by_key(|(_, n)| *n)
+            .map(|(name, _)| name.to_owned())
     }
 
     /// Topics its members subscribe to; `None` if it is no consumer group or a subscription does not parse.

@@ -245,7 +245,11 @@ impl Coordinator {
             GroupState::CompletingRebalance => next = next.min(group.sync_deadline),
             GroupState::Empty | GroupState::Stable => {}
         }
-        for member in group.members.values().filter(|m| m.awaiting_join.is_none() && m.awaiting_sync.is_none()) {
+        for member in group
+            .members
+            .values()
+            .filter(|m| m.awaiting_join.is_none() && m.awaiting_sync.is_none())
+        {
             next = next.min(member.session_deadline);
         }
         if let Some(lapse) = group.pending.values().min() {
@@ -395,7 +399,9 @@ impl Coordinator {
     }
 
     fn add_member(&mut self, reply: ReplyId, join: Join, id: String, now: i64) {
-        let Some(group) = self.groups.get_mut(&join.group) else { return };
+        let Some(group) = self.groups.get_mut(&join.group) else {
+            return;
+        };
         if group.members.is_empty() {
             group.protocol_type = Some(join.protocol_type.clone());
         }
@@ -429,10 +435,14 @@ impl Coordinator {
     fn replace_static(&mut self, reply: ReplyId, join: Join, old_id: &str, new_id: String, now: i64) {
         let id = join.group.clone();
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let Some(mut member) = group.members.remove(old_id) else { return };
+        let Some(mut member) = group.members.remove(old_id) else {
+            return;
+        };
         if let Some(waiting) = member.awaiting_join.take() {
-            self.outputs
-                .push_back(Output::Joined(waiting, Err((GroupError::FencedInstance, old_id.to_owned()))));
+            self.outputs.push_back(Output::Joined(
+                waiting,
+                Err((GroupError::FencedInstance, old_id.to_owned())),
+            ));
         }
         if let Some(waiting) = member.awaiting_sync.take() {
             self.outputs
@@ -475,7 +485,9 @@ impl Coordinator {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let is_leader = group.leader.as_deref() == Some(join.member_id.as_str());
         let state = group.state;
-        let Some(member) = group.members.get_mut(&join.member_id) else { return };
+        let Some(member) = group.members.get_mut(&join.member_id) else {
+            return;
+        };
         let same = member.protocols == join.protocols;
         member.session_deadline = now + i64::from(join.session_timeout_ms);
         let answer_at_once = same
@@ -572,7 +584,11 @@ impl Coordinator {
             .and_then(|l| group.members.get(l))
             .is_some_and(|m| m.awaiting_join.is_some());
         if !leader_here {
-            group.leader = group.members.values().find(|m| m.awaiting_join.is_some()).map(|m| m.id.clone());
+            group.leader = group
+                .members
+                .values()
+                .find(|m| m.awaiting_join.is_some())
+                .map(|m| m.id.clone());
         }
         group.protocol = group.vote();
         group.sync_deadline = now + group.rebalance_timeout_ms();
@@ -645,7 +661,10 @@ impl Coordinator {
             GroupState::Empty => return Err(GroupError::UnknownMember),
             GroupState::PreparingRebalance => return Err(GroupError::RebalanceInProgress),
             GroupState::Stable => {
-                let member = group.members.get_mut(caller.member_id).ok_or(GroupError::UnknownMember)?;
+                let member = group
+                    .members
+                    .get_mut(caller.member_id)
+                    .ok_or(GroupError::UnknownMember)?;
                 member.session_deadline = now + i64::from(member.session_timeout_ms);
                 let assignment = member.assignment.clone();
                 let answer = synced(group, assignment);
@@ -738,13 +757,17 @@ impl Coordinator {
 
     fn remove_member(&mut self, id: &str, member_id: &str, now: i64) {
         let Some(group) = self.groups.get_mut(id) else { return };
-        let Some(member) = group.members.remove(member_id) else { return };
+        let Some(member) = group.members.remove(member_id) else {
+            return;
+        };
         if let Some(instance) = &member.instance_id {
             group.instances.remove(instance);
         }
         if let Some(waiting) = member.awaiting_join {
-            self.outputs
-                .push_back(Output::Joined(waiting, Err((GroupError::UnknownMember, member_id.to_owned()))));
+            self.outputs.push_back(Output::Joined(
+                waiting,
+                Err((GroupError::UnknownMember, member_id.to_owned())),
+            ));
         }
         if let Some(waiting) = member.awaiting_sync {
             self.outputs
@@ -854,7 +877,11 @@ impl Coordinator {
         if group.state != GroupState::Empty && subscribed.is_none() {
             return Err(GroupError::NonEmptyGroup);
         }
-        let subscribed = if group.state == GroupState::Empty { None } else { subscribed };
+        let subscribed = if group.state == GroupState::Empty {
+            None
+        } else {
+            subscribed
+        };
         let mut tombstones = Vec::new();
         let results = partitions
             .iter()
@@ -880,7 +907,12 @@ impl Coordinator {
     /// Forgets offsets of a topic that was deleted.
     pub fn topic_deleted(&mut self, topic: &str) {
         for group in self.groups.values_mut() {
-            let gone: Vec<i32> = group.offsets.iter().filter(|(t, _, _)| *t == topic).map(|(_, p, _)| p).collect();
+            let gone: Vec<i32> = group
+                .offsets
+                .iter()
+                .filter(|(t, _, _)| *t == topic)
+                .map(|(_, p, _)| p)
+                .collect();
             if gone.is_empty() {
                 continue;
             }
@@ -903,13 +935,21 @@ impl Coordinator {
     pub fn expire_offsets(&mut self, now: i64) {
         let retention = self.config.offsets_retention_ms;
         let mut empty = Vec::new();
-        for group in self.groups.values_mut().filter(|g| g.state == GroupState::Empty && g.pending.is_empty()) {
+        for group in self
+            .groups
+            .values_mut()
+            .filter(|g| g.state == GroupState::Empty && g.pending.is_empty())
+        {
             let standalone = group.protocol_type.is_none();
             let expired: Vec<(String, i32)> = group
                 .offsets
                 .iter()
                 .filter(|(_, _, c)| {
-                    let since = if standalone { c.commit_ms } else { c.commit_ms.max(group.state_since) };
+                    let since = if standalone {
+                        c.commit_ms
+                    } else {
+                        c.commit_ms.max(group.state_since)
+                    };
                     now - since >= retention
                 })
                 .map(|(t, p, _)| (t.to_owned(), p))

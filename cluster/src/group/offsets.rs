@@ -30,7 +30,10 @@ impl Offsets {
 
     /// Takes in a commit.
     pub fn put(&mut self, topic: &str, partition: i32, committed: Committed) {
-        self.by_topic.entry(topic.to_owned()).or_default().insert(partition, committed);
+        self.by_topic
+            .entry(topic.to_owned())
+            .or_default()
+            .insert(partition, committed);
     }
 
     /// Forgets one.

@@ -227,7 +227,11 @@ fn decode_group(id: String, value: &[u8], now: i64) -> Option<Group> {
                 client_id,
                 client_host,
                 session_timeout_ms,
-                rebalance_timeout_ms: if version >= 1 { rebalance_timeout_ms } else { session_timeout_ms },
+                rebalance_timeout_ms: if version >= 1 {
+                    rebalance_timeout_ms
+                } else {
+                    session_timeout_ms
+                },
                 protocols: vec![(group.protocol.clone().unwrap_or_default(), subscription)],
                 assignment,
                 awaiting_join: None,

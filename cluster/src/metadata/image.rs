@@ -249,7 +249,9 @@ mod tests {
         records.push(MetadataRecord::ProducerIds { next: 2000 });
         let image = Image::default().apply(&records);
         let bytes = encode(&image.snapshot());
-        let again = Image::default().apply(&topic(9, 1)).apply(&decode(&bytes).expect("decodes"));
+        let again = Image::default()
+            .apply(&topic(9, 1))
+            .apply(&decode(&bytes).expect("decodes"));
         assert_eq!(again.snapshot(), image.snapshot());
         assert_eq!(again.topic("t1").expect("kept").partitions.len(), 3);
         assert!(again.topic("t9").is_none() && again.topic("t2").is_none());
@@ -258,7 +260,10 @@ mod tests {
     #[test]
     fn a_started_broker_leads_under_a_new_epoch() {
         let image = Image::default().apply(&topic(1, 2));
-        let image = image.apply(&[MetadataRecord::BrokerStarted { node: 1 }, MetadataRecord::BrokerStarted { node: 2 }]);
+        let image = image.apply(&[
+            MetadataRecord::BrokerStarted { node: 1 },
+            MetadataRecord::BrokerStarted { node: 2 },
+        ]);
         let topic = image.topic("t1").expect("there");
         assert!(topic.partitions.iter().all(|p| p.leader_epoch == 1));
     }

@@ -199,8 +199,7 @@ impl SimHost {
                         if bytes.len() < end {
                             bytes.resize(end, 0);
                         }
-                        bytes[start..start + keep]
-                            .copy_from_slice(&old.inodes[&id].current[start..start + keep]);
+                        bytes[start..start + keep].copy_from_slice(&old.inodes[&id].current[start..start + keep]);
                     }
                 }
                 new.inodes.insert(
@@ -403,8 +402,8 @@ impl HostFile for SimFile {
         if count_down(&mut self.host.0.borrow_mut().fail_write) {
             return Err(eio());
         }
-        let grown = (position + buf.len() as u64)
-            .saturating_sub(self.host.0.borrow().inodes[&self.inode].current.len() as u64);
+        let grown =
+            (position + buf.len() as u64).saturating_sub(self.host.0.borrow().inodes[&self.inode].current.len() as u64);
         if self.host.used() + grown > self.host.0.borrow().capacity {
             return Err(enospc());
         }

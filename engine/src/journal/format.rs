@@ -13,11 +13,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize, rancor, ser::writer::Buffer};
 
-use crate::{
-    journal::Position,
-    layout::BLOCK,
-    types::align_up,
-};
+use crate::{journal::Position, layout::BLOCK, types::align_up};
 
 /// Bytes of an encoded [`GroupHeader`].
 pub const HEADER_LEN: usize = 128;

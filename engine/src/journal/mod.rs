@@ -152,7 +152,10 @@ impl<H: Host, C> Journal<H, C> {
                 at += len;
             }
             file.flush().await.map_err(fail("flush"))?;
-            self.host.sync_dir(&self.config.dir).await.map_err(fail("sync folder of"))?;
+            self.host
+                .sync_dir(&self.config.dir)
+                .await
+                .map_err(fail("sync folder of"))?;
         }
         self.files.borrow_mut().insert(slot, Rc::new(file));
         self.ring.borrow_mut().add_slot(slot);

@@ -92,7 +92,10 @@ pub async fn replay<H: Host>(
         }
     }
     if let Some((&later, _)) = claims.range(next..).find(|(_, flushed)| **flushed > next) {
-        let slot = by_seq.get(&next.seq).or_else(|| by_seq.get(&later.seq)).expect("the claim came from a file");
+        let slot = by_seq
+            .get(&next.seq)
+            .or_else(|| by_seq.get(&later.seq))
+            .expect("the claim came from a file");
         return Err(corrupt(slot, next, later));
     }
     if let Some(slot) = by_seq.get(&next.seq)
@@ -133,7 +136,10 @@ async fn read_slots<H: Host>(host: &H, dir: &Path, shard: u32) -> Result<Vec<Slo
             continue;
         }
         let path = dir.join(name);
-        let file = host.open(&path, OpenMode::Existing).await.map_err(fail("open", &path))?;
+        let file = host
+            .open(&path, OpenMode::Existing)
+            .await
+            .map_err(fail("open", &path))?;
         let len = file.len().await.map_err(fail("stat", &path))?;
         let bytes = file.read_at(0, len as usize).await.map_err(fail("read", &path))?;
         // A file whose prewriting was cut short never held a group.

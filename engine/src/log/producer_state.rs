@@ -152,7 +152,11 @@ impl ProducerStates {
         });
         entry.last_written_ms = now_ms;
         if self.entries.len() > PRODUCERS_MAX
-            && let Some(oldest) = self.entries.iter().min_by_key(|(_, e)| e.last_written_ms).map(|(id, _)| *id)
+            && let Some(oldest) = self
+                .entries
+                .iter()
+                .min_by_key(|(_, e)| e.last_written_ms)
+                .map(|(id, _)| *id)
         {
             self.entries.remove(&oldest);
         }
@@ -178,7 +182,10 @@ impl ProducerStates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{batch::{PayloadFormat, RecordKind}, types::PartitionKey};
+    use crate::{
+        batch::{PayloadFormat, RecordKind},
+        types::PartitionKey,
+    };
 
     fn header(epoch: i16, sequence: i32, count: i32, offset: i64) -> BatchHeader {
         BatchHeader {
@@ -255,7 +262,10 @@ mod tests {
                 Ok(SequenceCheck::Duplicate { base_offset, .. }) if base_offset == h.base_offset
             ));
         }
-        assert!(matches!(states.check(&seen[2]), Err(AppendError::OutOfOrderSequence { .. })));
+        assert!(matches!(
+            states.check(&seen[2]),
+            Err(AppendError::OutOfOrderSequence { .. })
+        ));
     }
 
     #[test]

@@ -157,7 +157,8 @@ impl LogState {
         header.leader_epoch = epoch;
         let need = header.stored_len();
         let rolled = self.segments.last().is_none_or(|s| {
-            s.end > BLOCK && (s.end + need > config.segment_bytes.max(2 * BLOCK) || now_ms - s.created_ms >= config.segment_ms)
+            s.end > BLOCK
+                && (s.end + need > config.segment_bytes.max(2 * BLOCK) || now_ms - s.created_ms >= config.segment_ms)
         });
         if rolled {
             self.segments.push(SegmentMeta {
@@ -170,7 +171,11 @@ impl LogState {
         }
         let segment = self.segments.last_mut().expect("a segment was just ensured");
         header.segment_base = segment.base;
-        header.segment_position = if direct { align_up(segment.end, BLOCK) } else { segment.end };
+        header.segment_position = if direct {
+            align_up(segment.end, BLOCK)
+        } else {
+            segment.end
+        };
         self.apply(header, now_ms);
         if direct {
             self.close_block();
@@ -180,11 +185,7 @@ impl LogState {
 
     /// Takes in a batch whose offsets and place are decided: a new one, or one that replay brings back.
     pub fn apply(&mut self, header: &BatchHeader, now_ms: i64) {
-        assert_eq!(
-            header.base_offset, self.log_end,
-            "{}: offsets are contiguous",
-            self.key
-        );
+        assert_eq!(header.base_offset, self.log_end, "{}: offsets are contiguous", self.key);
         if self.segments.last().is_none_or(|s| s.base != header.segment_base) {
             self.segments.push(SegmentMeta {
                 base: header.segment_base,

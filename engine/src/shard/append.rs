@@ -108,7 +108,12 @@ impl<H: Host> Shard<H> {
             return Err(StorageError::Poisoned { stage }.into());
         }
         let bytes: u64 = batches.iter().map(|b| b.header.stored_len()).sum();
-        let Some(room) = inner.disk_room.get().checked_sub(bytes).filter(|_| !inner.disk_full.get()) else {
+        let Some(room) = inner
+            .disk_room
+            .get()
+            .checked_sub(bytes)
+            .filter(|_| !inner.disk_full.get())
+        else {
             return Err(AppendError::DiskFull {
                 reason: format!(
                     "fewer than {} bytes are free in {}",
@@ -159,7 +164,9 @@ impl<H: Host> Shard<H> {
     ) {
         let counters = &self.0.counters;
         counters.batches.set(counters.batches.get() + 1);
-        counters.bytes_in.set(counters.bytes_in.get() + batch.payload.len() as u64);
+        counters
+            .bytes_in
+            .set(counters.bytes_in.get() + batch.payload.len() as u64);
         self.mark_dirty(partition);
         partition.tail.borrow_mut().push_back(TailEntry {
             batch: batch.clone(),
@@ -260,7 +267,12 @@ impl<H: Host> Shard<H> {
             }
             partition.changed.wake_all();
             let mut gate = partition.gate.borrow_mut();
-            for gated in gate.entries.iter_mut().filter(|g| g.written == Some(false)).take(group.len()) {
+            for gated in gate
+                .entries
+                .iter_mut()
+                .filter(|g| g.written == Some(false))
+                .take(group.len())
+            {
                 gated.written = Some(true);
                 if !to_journal {
                     gated.entry.batch.header.kind = RecordKind::Extent;
@@ -327,7 +339,9 @@ impl<H: Host> Shard<H> {
         let inner = &self.0;
         let mut order = inner.tail_order.borrow_mut();
         while inner.tail_bytes.get() > inner.config.tail_bytes {
-            let Some((partition, offset)) = order.front() else { break };
+            let Some((partition, offset)) = order.front() else {
+                break;
+            };
             let mut tail = partition.tail.borrow_mut();
             match tail.front() {
                 Some(first) if first.batch.header.base_offset == *offset => {

@@ -96,7 +96,10 @@ impl<H: Host> Shard<H> {
         for segment in gone {
             self.0.files.forget(partition.key, Some(segment.base));
             partition.indexes.borrow_mut().remove(&segment.base);
-            partition.sealed_indexes.borrow_mut().retain(|(base, _)| *base != segment.base);
+            partition
+                .sealed_indexes
+                .borrow_mut()
+                .retain(|(base, _)| *base != segment.base);
             for path in [
                 segment_path(logs, &partition.key, segment.base),
                 index_path(logs, &partition.key, segment.base),

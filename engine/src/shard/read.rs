@@ -187,7 +187,12 @@ impl<H: Host> Shard<H> {
                 continue;
             }
             let payload = self
-                .read_bytes(partition, &segment, position + batch::HEADER_LEN as u64, header.payload_len as usize)
+                .read_bytes(
+                    partition,
+                    &segment,
+                    position + batch::HEADER_LEN as u64,
+                    header.payload_len as usize,
+                )
                 .await?;
             if crc32c::crc32c(&payload) != header.payload_crc {
                 return Err(self
@@ -197,7 +202,14 @@ impl<H: Host> Shard<H> {
             next = header.last_offset + 1;
             place.offset = next;
             if !visit(&Batch { header, payload }) {
-                self.remember(partition, Cursor { offset: header.base_offset, position, ..place });
+                self.remember(
+                    partition,
+                    Cursor {
+                        offset: header.base_offset,
+                        position,
+                        ..place
+                    },
+                );
                 return Ok(None);
             }
         }
@@ -221,7 +233,10 @@ impl<H: Host> Shard<H> {
                     base: cursor.base,
                     index: ahead,
                 };
-                if ahead * CHUNK >= segment.end || self.0.read_cache.get(key, 1).is_some() || self.0.read_cache.is_loading(key) {
+                if ahead * CHUNK >= segment.end
+                    || self.0.read_cache.get(key, 1).is_some()
+                    || self.0.read_cache.is_loading(key)
+                {
                     continue;
                 }
                 let shard = self.clone();
@@ -356,7 +371,12 @@ impl<H: Host> Shard<H> {
                 Err(HeaderError::Blank) => position = align_up(position + 1, BLOCK),
                 Ok(_) => {
                     return Err(self
-                        .corrupt(partition, segment.base, position, "a batch of another place stands here")
+                        .corrupt(
+                            partition,
+                            segment.base,
+                            position,
+                            "a batch of another place stands here",
+                        )
                         .into());
                 }
                 Err(HeaderError::Damaged) => {
@@ -392,7 +412,12 @@ impl<H: Host> Shard<H> {
             let from = (at - chunk_start) as usize;
             if chunk.len() < until {
                 return Err(self
-                    .corrupt(partition, segment.base, chunk_start + chunk.len() as u64, "the file ends before the log does")
+                    .corrupt(
+                        partition,
+                        segment.base,
+                        chunk_start + chunk.len() as u64,
+                        "the file ends before the log does",
+                    )
                     .into());
             }
             let piece = chunk.slice(from..until);
@@ -427,9 +452,7 @@ impl<H: Host> Shard<H> {
                     return result;
                 }
                 Err(loading) => {
-                    loading
-                        .wait(|| (!inner.read_cache.is_loading(key)).then_some(()))
-                        .await;
+                    loading.wait(|| (!inner.read_cache.is_loading(key)).then_some(())).await;
                 }
             }
         }

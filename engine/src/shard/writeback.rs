@@ -182,9 +182,7 @@ impl<H: Host> Shard<H> {
             return Ok(());
         }
         let in_time = futures_lite::future::or(
-            async {
-                carried.changed.wait(|| (carried.left.get() == 0).then_some(true)).await
-            },
+            async { carried.changed.wait(|| (carried.left.get() == 0).then_some(true)).await },
             async {
                 self.0.host.sleep(CARRY_TIMEOUT).await;
                 false

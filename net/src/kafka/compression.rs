@@ -140,7 +140,11 @@ mod tests {
         for codec in 1..=4 {
             let packed = compress(codec, &plain).expect("packs");
             assert!(packed.len() < plain.len() / 10, "codec {codec}");
-            assert_eq!(decompress(codec, &packed, plain.len()).expect("unpacks"), plain, "codec {codec}");
+            assert_eq!(
+                decompress(codec, &packed, plain.len()).expect("unpacks"),
+                plain,
+                "codec {codec}"
+            );
             assert_eq!(
                 decompress(codec, &packed, plain.len() - 1),
                 Err(CompressionError::TooLarge { limit: plain.len() - 1 }),

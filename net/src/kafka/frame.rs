@@ -38,11 +38,17 @@ mod tests {
     #[test]
     fn lengths_are_checked() {
         assert_eq!(length([0, 0, 0, 9], 10), Ok(9));
-        assert_eq!(length([0, 0, 0, 11], 10), Err(FrameError::TooLarge { length: 11, limit: 10 }));
+        assert_eq!(
+            length([0, 0, 0, 11], 10),
+            Err(FrameError::TooLarge { length: 11, limit: 10 })
+        );
         assert_eq!(length([0xff; 4], 10), Err(FrameError::Negative(-1)));
         assert_eq!(
             length(*b"GET ", 100),
-            Err(FrameError::TooLarge { length: 0x4745_5420, limit: 100 })
+            Err(FrameError::TooLarge {
+                length: 0x4745_5420,
+                limit: 100
+            })
         );
     }
 }

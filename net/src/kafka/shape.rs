@@ -32,7 +32,10 @@ pub enum ShapeError {
 fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
     Some(match api {
         ApiKey::Produce => (9, "n@3 h i [s@3-12 u@13 [i y]]"),
-        ApiKey::Fetch => (12, "i@0-14 i i i@3 b@4 i@7 i@7 [s@0-12 u@13 [i i@9 l i@12 l@5 i]] [s@7-12 u@13 {i}@7]@7 s@11"),
+        ApiKey::Fetch => (
+            12,
+            "i@0-14 i i i@3 b@4 i@7 i@7 [s@0-12 u@13 [i i@9 l i@12 l@5 i]] [s@7-12 u@13 {i}@7]@7 s@11",
+        ),
         ApiKey::ListOffsets => (6, "i b@2 [s [i i@4 l]] i@10"),
         ApiKey::Metadata => (9, "[u@10 n] b@4 b@8-10 b@8"),
         ApiKey::OffsetCommit => (8, "s i@1 s@1 n@7 l@2-4 [s [i l i@6 l@1-1 n]]"),
@@ -265,10 +268,16 @@ mod tests {
     fn counts_beyond_the_bytes_are_refused() {
         // Metadata v1: an array of two thousand million topics.
         let body = [0x7f, 0xff, 0xff, 0xff, 0, 1, b'a'];
-        assert!(matches!(check(ApiKey::Metadata, 1, &body), Err(ShapeError::Count { .. })));
+        assert!(matches!(
+            check(ApiKey::Metadata, 1, &body),
+            Err(ShapeError::Count { .. })
+        ));
         // The same, compact.
         let body = [0xff, 0xff, 0xff, 0xff, 0x0f, 0];
-        assert!(matches!(check(ApiKey::Metadata, 12, &body), Err(ShapeError::Count { .. })));
+        assert!(matches!(
+            check(ApiKey::Metadata, 12, &body),
+            Err(ShapeError::Count { .. })
+        ));
     }
 
     #[test]
@@ -309,21 +318,31 @@ mod tests {
 
     #[test]
     fn nested_arrays_are_walked() {
-        use kafka_protocol::messages::{fetch_request::*, create_topics_request::*};
+        use kafka_protocol::messages::{create_topics_request::*, fetch_request::*};
         let fetch = FetchRequest::default().with_topics(vec![
             FetchTopic::default().with_partitions(vec![FetchPartition::default(); 3]),
             FetchTopic::default().with_partitions(vec![FetchPartition::default()]),
         ]);
         for version in 4..=12 {
-            assert_eq!(check(ApiKey::Fetch, version, &encoded(&fetch, version)), Ok(()), "v{version}");
+            assert_eq!(
+                check(ApiKey::Fetch, version, &encoded(&fetch, version)),
+                Ok(()),
+                "v{version}"
+            );
         }
         let create = CreateTopicsRequest::default().with_topics(vec![
             CreatableTopic::default()
-                .with_assignments(vec![CreatableReplicaAssignment::default().with_broker_ids(vec![1.into(), 2.into()])])
+                .with_assignments(vec![
+                    CreatableReplicaAssignment::default().with_broker_ids(vec![1.into(), 2.into()]),
+                ])
                 .with_configs(vec![CreatableTopicConfig::default(); 2]),
         ]);
         for version in 2..=7 {
-            assert_eq!(check(ApiKey::CreateTopics, version, &encoded(&create, version)), Ok(()), "v{version}");
+            assert_eq!(
+                check(ApiKey::CreateTopics, version, &encoded(&create, version)),
+                Ok(()),
+                "v{version}"
+            );
         }
     }
 }

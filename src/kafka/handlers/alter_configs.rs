@@ -2,9 +2,8 @@
 
 use std::rc::Rc;
 
-use kafka_protocol::{
-    
-    messages::{AlterConfigsRequest, AlterConfigsResponse, alter_configs_response::AlterConfigsResourceResponse},
+use kafka_protocol::messages::{
+    AlterConfigsRequest, AlterConfigsResponse, alter_configs_response::AlterConfigsResourceResponse,
 };
 use millrace_cluster::controller::configs::{self};
 
@@ -52,7 +51,9 @@ pub async fn handle(node: &Rc<Node>, request: AlterConfigsRequest) -> AlterConfi
             .and_then(|r| r);
         responses.push(match changed {
             Ok(()) => response,
-            Err(failure) => response.with_error_code(failure.code()).with_error_message(failure.text()),
+            Err(failure) => response
+                .with_error_code(failure.code())
+                .with_error_message(failure.text()),
         });
     }
     AlterConfigsResponse::default().with_responses(responses)

@@ -14,10 +14,11 @@ pub async fn handle(node: &Rc<Node>, request: CreatePartitionsRequest) -> Create
     let mut results = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
         let result = CreatePartitionsTopicResult::default().with_name(topic.name.clone());
-        let assignments: Option<Vec<Vec<i32>>> = topic
-            .assignments
-            .as_ref()
-            .map(|list| list.iter().map(|a| a.broker_ids.iter().map(|b| b.0).collect()).collect());
+        let assignments: Option<Vec<Vec<i32>>> = topic.assignments.as_ref().map(|list| {
+            list.iter()
+                .map(|a| a.broker_ids.iter().map(|b| b.0).collect())
+                .collect()
+        });
         let (name, count, validate_only) = (topic.name.to_string(), topic.count, request.validate_only);
         let grown = node
             .router
@@ -41,7 +42,9 @@ pub async fn handle(node: &Rc<Node>, request: CreatePartitionsRequest) -> Create
             .and_then(|r| r);
         results.push(match grown {
             Ok(()) => result,
-            Err(failure) => result.with_error_code(failure.code()).with_error_message(failure.text()),
+            Err(failure) => result
+                .with_error_code(failure.code())
+                .with_error_message(failure.text()),
         });
     }
     CreatePartitionsResponse::default().with_results(results)

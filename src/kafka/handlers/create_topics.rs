@@ -64,7 +64,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: CreateTopicsRequest)
                             None => new.partitions.max(new.assignments.len() as i32),
                         };
                         topic.replication_factor = if new.replication_factor == -1 {
-                            new.assignments.first().map_or(defaults.replication_factor, |(_, r)| r.len() as i16)
+                            new.assignments
+                                .first()
+                                .map_or(defaults.replication_factor, |(_, r)| r.len() as i16)
                         } else {
                             new.replication_factor
                         };

@@ -4,9 +4,7 @@ use std::rc::Rc;
 
 use kafka_protocol::{
     ResponseError,
-    messages::{
-        DeleteTopicsRequest, DeleteTopicsResponse, TopicName, delete_topics_response::DeletableTopicResult,
-    },
+    messages::{DeleteTopicsRequest, DeleteTopicsResponse, TopicName, delete_topics_response::DeletableTopicResult},
     protocol::StrBytes,
 };
 use millrace_cluster::controller::topics;

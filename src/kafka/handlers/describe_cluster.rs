@@ -16,7 +16,9 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeClusterRequest) -
     if version >= 1 && request.endpoint_type != 1 {
         return DescribeClusterResponse::default()
             .with_error_code(ResponseError::UnsupportedEndpointType.code())
-            .with_error_message(Some(StrBytes::from_static_str("Only broker endpoints are served here.")));
+            .with_error_message(Some(StrBytes::from_static_str(
+                "Only broker endpoints are served here.",
+            )));
     }
     let (host, port) = node.advertised.borrow().clone();
     let id = node.shared.node_id.into();
@@ -30,5 +32,9 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeClusterRequest) -
                 .with_host(StrBytes::from_string(host))
                 .with_port(i32::from(port)),
         ]);
-    if version >= 1 { response.with_endpoint_type(1) } else { response }
+    if version >= 1 {
+        response.with_endpoint_type(1)
+    } else {
+        response
+    }
 }

@@ -42,7 +42,9 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeConfigsRequest) -
                         .map(|e| show(e, version, request))
                         .collect(),
                 ),
-                Err(failure) => result.with_error_code(failure.code()).with_error_message(failure.text()),
+                Err(failure) => result
+                    .with_error_code(failure.code())
+                    .with_error_message(failure.text()),
             }
         })
         .collect();
@@ -63,7 +65,11 @@ fn entries(node: &Node, resource: &DescribeConfigsResource) -> Result<Vec<Effect
             .into_iter()
             .filter(|e| e.source == configs::SOURCE_DYNAMIC_BROKER)
             .collect()),
-        ConfigResource::Broker(Some(id)) => Ok(configs::broker_entries(&node.shared.settings, &view.image, *id)),
+        ConfigResource::Broker(Some(id)) => {
+            let mut entries = configs::broker_entries(&node.shared.settings, &view.image, *id);
+            entries.extend(configs::derived_entries(node));
+            Ok(entries)
+        }
     }
 }
 

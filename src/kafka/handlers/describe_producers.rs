@@ -2,11 +2,9 @@
 
 use std::rc::Rc;
 
-use kafka_protocol::{
-    messages::{
-        DescribeProducersRequest, DescribeProducersResponse,
-        describe_producers_response::{PartitionResponse, ProducerState, TopicResponse},
-    },
+use kafka_protocol::messages::{
+    DescribeProducersRequest, DescribeProducersResponse,
+    describe_producers_response::{PartitionResponse, ProducerState, TopicResponse},
 };
 use uuid::Uuid;
 
@@ -43,7 +41,11 @@ pub async fn handle(node: &Rc<Node>, request: DescribeProducersRequest) -> Descr
             }
             partitions.push(response);
         }
-        topics.push(TopicResponse::default().with_name(topic.name).with_partitions(partitions));
+        topics.push(
+            TopicResponse::default()
+                .with_name(topic.name)
+                .with_partitions(partitions),
+        );
     }
     let results = scatter(node, work, |n, keys| async move {
         keys.iter()

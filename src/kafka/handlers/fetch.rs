@@ -5,7 +5,12 @@
 //! high watermarks and the second pass answers. `min_bytes` is counted per shard: with partitions on several, an answer may come at
 //! `max_wait_ms` that Kafka would give a little earlier, never with less.
 
-use std::{collections::{HashMap, HashSet}, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::{
@@ -37,7 +42,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
     let encode = |response: FetchResponse| codec::encode(&response, version, correlation_id);
     let by_id = version >= 13;
     let (session_id, epoch) = (request.session_id, request.session_epoch);
-    let max_bytes = usize::try_from(request.max_bytes).unwrap_or(0).min(node.shared.settings.number("fetch.max.bytes") as usize);
+    let max_bytes = usize::try_from(request.max_bytes)
+        .unwrap_or(0)
+        .min(node.shared.settings.number("fetch.max.bytes") as usize);
     let min_bytes = u64::try_from(request.min_bytes).unwrap_or(0).min(max_bytes as u64);
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
     let changed = wanted(&request);
@@ -54,7 +61,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
                 })
             })
             .collect();
-        match node.sessions.borrow_mut().update(session_id, epoch, changed, &forgotten) {
+        match node
+            .sessions
+            .borrow_mut()
+            .update(session_id, epoch, changed, &forgotten)
+        {
             Ok(all) => (session_id, all),
             Err(error) => {
                 let code = match error {
@@ -79,7 +90,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
     let answer_now = got >= min_bytes
         || wait.is_zero()
         || partitions.is_empty()
-        || outcomes.iter().any(|o| o.as_ref().map_or(true, |g| g.diverging.is_some()));
+        || outcomes
+            .iter()
+            .any(|o| o.as_ref().map_or(true, |g| g.diverging.is_some()));
     if !answer_now {
         wait_for_more(node, &partitions, by_id, min_bytes, wait).await;
         outcomes = pass(node, &partitions, by_id, max_bytes).await;
@@ -159,7 +172,9 @@ async fn pass(node: &Rc<Node>, partitions: &[(SessionPartition, Wanted)], by_id:
         let at_least_one = nothing_yet;
         let result = node
             .router
-            .call(node, shard, move |n| async move { local::read(&n, reads, room, at_least_one).await })
+            .call(node, shard, move |n| async move {
+                local::read(&n, reads, room, at_least_one).await
+            })
             .await;
         match result {
             Ok(given) => {
@@ -171,7 +186,9 @@ async fn pass(node: &Rc<Node>, partitions: &[(SessionPartition, Wanted)], by_id:
                     outcomes[index] = Some(given);
                 }
             }
-            Err(stopping) => indexes.into_iter().for_each(|i| outcomes[i] = Some(Err(stopping.into()))),
+            Err(stopping) => indexes
+                .into_iter()
+                .for_each(|i| outcomes[i] = Some(Err(stopping.into()))),
         }
     }
     outcomes
@@ -202,7 +219,8 @@ async fn wait_for_more(
             let (node, cancel) = (Rc::clone(node), Arc::clone(cancel));
             Box::pin(async move {
                 let router = node.router.clone();
-                let wait_there = move |n| async move { local::wait_for_bytes(&n, reads, min_bytes, wait, cancel).await };
+                let wait_there =
+                    move |n| async move { local::wait_for_bytes(&n, reads, min_bytes, wait, cancel).await };
                 let _ = router.call(&node, shard, wait_there).await;
             })
         })
@@ -283,5 +301,7 @@ fn respond(
     if session_id != 0 {
         node.sessions.borrow_mut().told(session_id, &told);
     }
-    FetchResponse::default().with_session_id(session_id).with_responses(topics)
+    FetchResponse::default()
+        .with_session_id(session_id)
+        .with_responses(topics)
 }

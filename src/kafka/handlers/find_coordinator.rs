@@ -15,8 +15,9 @@ fn check(key_type: i8, key: &str) -> Result<(), Failure> {
     match key_type {
         0 if key.is_empty() => Err(ResponseError::InvalidGroupId.into()),
         0 => Ok(()),
+        // The one code that every client takes as final: anything else is tried again for ever.
         1 => Err(Failure::new(
-            ResponseError::InvalidRequest,
+            ResponseError::TransactionalIdAuthorizationFailed,
             "transactions are not supported by Millrace yet: use a producer without transactional.id",
         )),
         _ => Err(Failure::new(

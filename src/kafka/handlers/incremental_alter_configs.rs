@@ -4,7 +4,10 @@ use std::rc::Rc;
 
 use kafka_protocol::{
     ResponseError,
-    messages::{IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, incremental_alter_configs_response::AlterConfigsResourceResponse},
+    messages::{
+        IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+        incremental_alter_configs_response::AlterConfigsResourceResponse,
+    },
 };
 use millrace_cluster::controller::configs::{self, Operation};
 
@@ -63,7 +66,9 @@ pub async fn handle(node: &Rc<Node>, request: IncrementalAlterConfigsRequest) ->
             .and_then(|r| r);
         responses.push(match changed {
             Ok(()) => response,
-            Err(failure) => response.with_error_code(failure.code()).with_error_message(failure.text()),
+            Err(failure) => response
+                .with_error_code(failure.code())
+                .with_error_message(failure.text()),
         });
     }
     IncrementalAlterConfigsResponse::default().with_responses(responses)

@@ -20,7 +20,7 @@ pub async fn handle(node: &Rc<Node>, request: InitProducerIdRequest) -> InitProd
             .with_producer_epoch(-1)
     };
     if request.transactional_id.is_some() {
-        return refuse(ResponseError::InvalidRequest.code());
+        return refuse(ResponseError::TransactionalIdAuthorizationFailed.code());
     }
     if request.producer_id.0 >= 0 && request.producer_epoch >= 0 && request.producer_epoch < i16::MAX - 1 {
         return InitProducerIdResponse::default()

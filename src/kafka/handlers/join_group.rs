@@ -31,7 +31,11 @@ pub async fn handle(
         client_host: format!("/{}", peer.address.ip()),
         session_timeout_ms: request.session_timeout_ms,
         // Version 0 has no rebalance timeout of its own.
-        rebalance_timeout_ms: if version == 0 { request.session_timeout_ms } else { request.rebalance_timeout_ms },
+        rebalance_timeout_ms: if version == 0 {
+            request.session_timeout_ms
+        } else {
+            request.rebalance_timeout_ms
+        },
         protocol_type: request.protocol_type.to_string(),
         protocols: request
             .protocols
@@ -43,12 +47,20 @@ pub async fn handle(
     };
     let joined = node
         .router
-        .call(node, 0, move |n| async move { n.coordinator().groups.join(&n, join).await })
+        .call(
+            node,
+            0,
+            move |n| async move { n.coordinator().groups.join(&n, join).await },
+        )
         .await;
     match joined {
         Ok(Ok(joined)) => answer(version, joined),
         Ok(Err((error, member_id))) => refuse(version, Failure::from(error).code(), member_id),
-        Err(_) => refuse(version, Failure::coordinator_not_available().code(), request.member_id.to_string()),
+        Err(_) => refuse(
+            version,
+            Failure::coordinator_not_available().code(),
+            request.member_id.to_string(),
+        ),
     }
 }
 

@@ -3,9 +3,7 @@
 use std::rc::Rc;
 
 use kafka_protocol::messages::{
-    LeaveGroupRequest, LeaveGroupResponse,
-    leave_group_request::MemberIdentity,
-    leave_group_response::MemberResponse,
+    LeaveGroupRequest, LeaveGroupResponse, leave_group_request::MemberIdentity, leave_group_response::MemberResponse,
 };
 
 use crate::{kafka::errors::Failure, node::Node};

@@ -33,9 +33,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListGroupsRequest) -
         }
     };
     groups.sort_unstable();
-    let listed = |filter: &[StrBytes], value: &str| {
-        filter.is_empty() || filter.iter().any(|f| f.eq_ignore_ascii_case(value))
-    };
+    let listed =
+        |filter: &[StrBytes], value: &str| filter.is_empty() || filter.iter().any(|f| f.eq_ignore_ascii_case(value));
     let groups = groups
         .into_iter()
         .filter(|(_, _, state)| listed(&request.states_filter, state) && listed(&request.types_filter, "classic"))

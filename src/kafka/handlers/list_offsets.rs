@@ -41,7 +41,10 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) 
                 let image = image.as_ref().map_err(Clone::clone)?;
                 let resolved =
                     Node::resolve(&view, image, asked.partition_index).ok_or_else(Failure::unknown_partition)?;
-                check_epoch(if version >= 4 { asked.current_leader_epoch } else { -1 }, resolved.leader_epoch)?;
+                check_epoch(
+                    if version >= 4 { asked.current_leader_epoch } else { -1 },
+                    resolved.leader_epoch,
+                )?;
                 let lookup = match asked.timestamp {
                     -1 => Lookup::Latest,
                     -2 => Lookup::Earliest,

@@ -30,8 +30,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
         None => true,
         Some(topics) => version == 0 && topics.is_empty(),
     };
-    let may_create = (version < 4 || request.allow_auto_topic_creation)
-        && node.shared.settings.flag("auto.create.topics.enable");
+    let may_create =
+        (version < 4 || request.allow_auto_topic_creation) && node.shared.settings.flag("auto.create.topics.enable");
     let mut view = node.view();
     let wanted = request.topics.unwrap_or_default();
     let mut refused = Vec::new();

@@ -38,18 +38,20 @@ pub async fn handle(node: &Rc<Node>, request: OffsetDeleteRequest) -> OffsetDele
         .topics
         .into_iter()
         .map(|topic| {
-            OffsetDeleteResponseTopic::default().with_name(topic.name).with_partitions(
-                topic
-                    .partitions
-                    .into_iter()
-                    .map(|p| {
-                        let error = results.next().and_then(Result::err);
-                        OffsetDeleteResponsePartition::default()
-                            .with_partition_index(p.partition_index)
-                            .with_error_code(error.map_or(0, |e| Failure::from(e).code()))
-                    })
-                    .collect(),
-            )
+            OffsetDeleteResponseTopic::default()
+                .with_name(topic.name)
+                .with_partitions(
+                    topic
+                        .partitions
+                        .into_iter()
+                        .map(|p| {
+                            let error = results.next().and_then(Result::err);
+                            OffsetDeleteResponsePartition::default()
+                                .with_partition_index(p.partition_index)
+                                .with_error_code(error.map_or(0, |e| Failure::from(e).code()))
+                        })
+                        .collect(),
+                )
         })
         .collect();
     OffsetDeleteResponse::default().with_topics(topics)

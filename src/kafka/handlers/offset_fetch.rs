@@ -32,7 +32,10 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: OffsetFetchRequest) 
                     .map(|t| (t.name.to_string(), t.partition_indexes))
                     .collect()
             });
-            groups.push(answer_group(asked.group_id.clone(), fetch(node, asked.group_id.to_string(), wanted).await));
+            groups.push(answer_group(
+                asked.group_id.clone(),
+                fetch(node, asked.group_id.to_string(), wanted).await,
+            ));
         }
         return OffsetFetchResponse::default().with_groups(groups);
     }
@@ -52,7 +55,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: OffsetFetchRequest) 
                 .map(|(t, ps)| (t, ps.into_iter().map(|p| (p, None)).collect()))
                 .collect();
             let response = OffsetFetchResponse::default().with_topics(old_topics(none, failure.code()));
-            if version >= 2 { response.with_error_code(failure.code()) } else { response }
+            if version >= 2 {
+                response.with_error_code(failure.code())
+            } else {
+                response
+            }
         }
     }
 }
@@ -107,7 +114,9 @@ fn old_topics(found: Found, code: i16) -> Vec<OffsetFetchResponseTopic> {
                                 .with_partition_index(index)
                                 .with_committed_offset(committed.as_ref().map_or(-1, |c| c.offset))
                                 .with_committed_leader_epoch(committed.as_ref().map_or(-1, |c| c.leader_epoch))
-                                .with_metadata(Some(StrBytes::from_string(committed.map_or_else(String::new, |c| c.metadata))))
+                                .with_metadata(Some(StrBytes::from_string(
+                                    committed.map_or_else(String::new, |c| c.metadata),
+                                )))
                                 .with_error_code(code)
                         })
                         .collect(),
@@ -136,7 +145,9 @@ fn answer_group(id: GroupId, found: Result<Found, Failure>) -> OffsetFetchRespon
                                     .with_partition_index(index)
                                     .with_committed_offset(committed.as_ref().map_or(-1, |c| c.offset))
                                     .with_committed_leader_epoch(committed.as_ref().map_or(-1, |c| c.leader_epoch))
-                                    .with_metadata(Some(StrBytes::from_string(committed.map_or_else(String::new, |c| c.metadata))))
+                                    .with_metadata(Some(StrBytes::from_string(
+                                        committed.map_or_else(String::new, |c| c.metadata),
+                                    )))
                             })
                             .collect(),
                     )

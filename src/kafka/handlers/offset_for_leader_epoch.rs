@@ -35,7 +35,10 @@ pub async fn handle(node: &Rc<Node>, request: OffsetForLeaderEpochRequest) -> Of
                 let image = image.as_ref().map_err(Clone::clone)?;
                 let resolved = Node::resolve(&view, image, asked.partition).ok_or_else(Failure::unknown_partition)?;
                 check_epoch(asked.current_leader_epoch, resolved.leader_epoch)?;
-                Ok((resolved.shard, (resolved.key, asked.leader_epoch, resolved.leader_epoch)))
+                Ok((
+                    resolved.shard,
+                    (resolved.key, asked.leader_epoch, resolved.leader_epoch),
+                ))
             };
             match resolve() {
                 Ok(item) => {

@@ -85,7 +85,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ProduceRequest) -> O
         Some(Failure::from(ResponseError::InvalidRequiredAcks))
     } else if request.transactional_id.is_some() {
         Some(Failure::new(
-            ResponseError::InvalidRequest,
+            ResponseError::TransactionalIdAuthorizationFailed,
             "transactions are not supported by Millrace yet: produce without transactional.id",
         ))
     } else {
@@ -130,13 +130,20 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ProduceRequest) -> O
         }
         responses.push(
             TopicProduceResponse::default()
-                .with_name(if version >= 13 { TopicName::default() } else { topic.name })
+                .with_name(if version >= 13 {
+                    TopicName::default()
+                } else {
+                    topic.name
+                })
                 .with_topic_id(topic.topic_id)
                 .with_partition_responses(partitions),
         );
     }
     let wait = acks != 0;
-    let results = scatter(node, appends, move |n, list| async move { local::append(&n, list, wait).await }).await;
+    let results = scatter(node, appends, move |n, list| async move {
+        local::append(&n, list, wait).await
+    })
+    .await;
     let mut failed = false;
     for ((topic, partition), result) in places.into_iter().zip(results) {
         let response = &mut responses[topic].partition_responses[partition];
@@ -183,7 +190,10 @@ fn prepare(
     if acks == -1 && resolved.isr < rules.min_insync {
         return Err(Failure::new(
             ResponseError::NotEnoughReplicas,
-            format!("{} replicas are in sync, min.insync.replicas is {}", resolved.isr, rules.min_insync),
+            format!(
+                "{} replicas are in sync, min.insync.replicas is {}",
+                resolved.isr, rules.min_insync
+            ),
         ));
     }
     let records = records.filter(|r| !r.is_empty()).ok_or(BatchError::Invalid {
@@ -212,7 +222,11 @@ fn check(info: &BatchInfo, batch: &Bytes, rules: &Rules, now: i64) -> Result<(),
     if batch.len() > rules.max_bytes {
         return Err(Failure::new(
             ResponseError::MessageTooLarge,
-            format!("a batch of {} bytes is over max.message.bytes ({})", batch.len(), rules.max_bytes),
+            format!(
+                "a batch of {} bytes is over max.message.bytes ({})",
+                batch.len(),
+                rules.max_bytes
+            ),
         ));
     }
     if info.is_transactional() {

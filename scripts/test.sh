@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Runs every test: unit, property and crash tests, then real clients against a broker of this checkout.
+# Installs what it needs by name from the package registries; works on a bare checkout. Ends with the counts.
+#   scripts/test.sh           everything
+#   scripts/test.sh rust      only what cargo runs
+#   scripts/test.sh clients   only real clients; further arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+WORK="${CARGO_TARGET_DIR:-$PWD/target}/test-tools"
+mkdir -p "$WORK"
+what="${1:-all}"
+[ $# -gt 0 ] && shift
+
+need_package() { # PACKAGE FILE-IT-BRINGS
+  [ -e "$2" ] && return
+  echo "installing $1" >&2
+  [ -e "$WORK/.apt" ] || { apt-get update -q >/dev/null && touch "$WORK/.apt"; }
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$1" >/dev/null
+}
+
+rust() {
+  cargo fmt --all --check
+  cargo clippy --workspace --all-targets --quiet -- -D warnings
+  cargo check --quiet -p millrace-engine -p millrace-net --no-default-features
+  cargo test --workspace 2>&1 | tee "$WORK/cargo.log"
+}
+
+tools() {
+  need_package kcat /usr/bin/kcat
+  need_package dict-gcide /usr/share/dictd/gcide.dict.dz
+  if ! cmp -s tests/compat/requirements.txt "$WORK/requirements.txt"; then
+    python3 -m venv "$WORK/venv"
+    "$WORK/venv/bin/pip" install -q --disable-pip-version-check -r tests/compat/requirements.txt
+    rm -rf "$WORK/suite" && mkdir "$WORK/suite"
+    version=$("$WORK/venv/bin/pip" show kafka-python 2>/dev/null | sed -n 's/^Version: //p')
+    "$WORK/venv/bin/pip" download -q --disable-pip-version-check --no-deps --no-binary :all: -d "$WORK/suite" \
+      "kafka-python==$version"
+    tar -xzf "$WORK"/suite/*.tar.gz -C "$WORK/suite" --strip-components=1
+    cp tests/compat/requirements.txt "$WORK/requirements.txt"
+  fi
+  if command -v mvn >/dev/null && ! cmp -s tests/compat/java/pom.xml "$WORK/pom.xml"; then
+    mvn -q -B -f tests/compat/java/pom.xml dependency:copy-dependencies -DoutputDirectory="$WORK/java" \
+      -DincludeScope=runtime >&2
+    cp tests/compat/java/pom.xml "$WORK/pom.xml"
+  fi
+  if command -v go >/dev/null; then
+    (cd tests/compat/go && go build -o "$WORK/franz" .)
+  fi
+}
+
+clients() {
+  cargo build --quiet
+  tools
+  [ -d "$WORK/java" ] && export MILLRACE_TEST_JAVA_LIB="$WORK/java"
+  [ -x "$WORK/franz" ] && export MILLRACE_TEST_GO="$WORK/franz"
+  export MILLRACE_TEST_KAFKA_PYTHON="$WORK/suite"
+  MILLRACE_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/millrace" "$WORK/venv/bin/python" -m pytest -q \
+    -p no:cacheprovider -W ignore --timeout 400 tests/compat "$@" 2>&1 | tee "$WORK/pytest.log"
+}
+
+counts() {
+  awk '
+    /^test result:/ { for (i = 1; i < NF; i++) { if ($(i+1) ~ /^passed/) p += $i; if ($(i+1) ~ /^failed/) f += $i; if ($(i+1) ~ /^ignored/) s += $i } }
+    /^[0-9]+ (passed|failed|skipped|error)| (passed|failed|skipped|errors?)[, ].* in [0-9.]+s/ {
+      for (i = 1; i < NF; i++) { if ($(i+1) ~ /^passed/) p += $i; if ($(i+1) ~ /^(failed|error)/) f += $i; if ($(i+1) ~ /^skipped/) s += $i } }
+    END { printf "%d passed, %d failed, %d skipped\n", p, f, s }' "$@"
+}
+
+case "$what" in
+  all) rust; clients; counts "$WORK/cargo.log" "$WORK/pytest.log" ;;
+  rust) rust; counts "$WORK/cargo.log" ;;
+  clients) clients "$@"; counts "$WORK/pytest.log" ;;
+  *) echo "usage: scripts/test.sh [all|rust|clients [PYTEST ARGUMENTS]]" >&2; exit 2 ;;
+esac
