@@ -208,9 +208,8 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
             .join()
             .map_err(|e| ServeError::Executor(e.to_string()))
             .and_then(|r| r);
-        match (&result, one) {
-            (Ok(()) | Err(ServeError::Other), Err(error)) => result = Err(error),
-            _ => {}
+        if let (Ok(()) | Err(ServeError::Other), Err(error)) = (&result, one) {
+            result = Err(error);
         }
     }
     drop(identity);
@@ -392,7 +391,7 @@ async fn first_shard(
     }
     let node = new_node(&context, 0, engine, host, mailbox);
     *node.coordinator.borrow_mut() = Some(Rc::new(Coordinator {
-        controller: ControllerDriver::new(),
+        controller: ControllerDriver::default(),
         groups: GroupsDriver::new(&context.shared.settings),
         producer_ids: crate::kafka::handlers::init_producer_id::ProducerIds::default(),
     }));

@@ -5,7 +5,7 @@
 //! of the one before have been replayed. Each shard then writes checkpoints of its own partitions as its journal moves on;
 //! the latest of each shard counts. Files are written beside, flushed, and renamed into place.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 use uuid::Uuid;
@@ -223,9 +223,9 @@ pub async fn load<H: Host>(host: &H, dir: &Path) -> Result<Found, StorageError> 
     Ok(found)
 }
 
-async fn read<H: Host>(host: &H, path: &PathBuf) -> Result<Checkpoint, StorageError> {
+async fn read<H: Host>(host: &H, path: &Path) -> Result<Checkpoint, StorageError> {
     let corrupt = |reason: String| StorageError::Corrupt {
-        path: path.clone(),
+        path: path.to_owned(),
         position: 0,
         reason,
     };

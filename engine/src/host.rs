@@ -30,7 +30,7 @@ pub trait HostFile: 'static {
     /// Cuts or extends the file.
     fn truncate(&self, len: u64) -> impl Future<Output = io::Result<()>>;
     /// Length in bytes.
-    fn len(&self) -> impl Future<Output = io::Result<u64>>;
+    fn size(&self) -> impl Future<Output = io::Result<u64>>;
 }
 
 /// How a file is opened.

@@ -174,7 +174,7 @@ pub async fn load_archive<H: Host>(
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(fail("open")(e)),
     };
-    let len = file.len().await.map_err(fail("stat"))?;
+    let len = file.size().await.map_err(fail("stat"))?;
     let bytes = file.read_at(0, len as usize).await.map_err(fail("read"))?;
     FileHeader::decode(&bytes, kind, path)?;
     let corrupt = |reason: &str| StorageError::Corrupt {

@@ -31,8 +31,12 @@ use crate::{
     log::LogState,
     segment::{self, FileCache, segment_path},
     shard::ShardConfig,
+    sync::concurrently,
     types::PartitionKey,
 };
+
+/// Partitions written side by side.
+const PARTITIONS_AT_ONCE: usize = 16;
 
 /// What recovery hands over.
 #[derive(Debug)]
@@ -144,14 +148,20 @@ async fn apply<H: Host>(
             to_write.entry(key).or_default().push(record);
         }
     }
-    for (key, mut batches) in to_write {
-        if let Some(log) = logs.get(&key) {
+    for (key, batches) in &mut to_write {
+        if let Some(log) = logs.get(key) {
             // A segment that a later record removed is not brought back.
             batches.retain(|b| log.segments().iter().any(|s| s.base == b.header.segment_base));
         }
-        write(host, files, logs_dir, key, &batches).await?;
     }
-    Ok(())
+    let written = concurrently(
+        PARTITIONS_AT_ONCE,
+        to_write
+            .iter()
+            .map(|(key, batches)| write(host, files, logs_dir, *key, batches)),
+    )
+    .await;
+    written.into_iter().collect()
 }
 
 fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {

@@ -50,12 +50,15 @@ fn fail<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Err
     }
 }
 
+/// A file and when it was used last.
+type OpenFile<H> = (SharedFile<H>, u64);
+
 /// Open segment files of a shard, at most so many; the one used longest ago is closed for the next.
 pub struct FileCache<H: Host> {
     host: H,
     logs: PathBuf,
     limit: usize,
-    open: RefCell<HashMap<(PartitionKey, Offset), (SharedFile<H>, u64)>>,
+    open: RefCell<HashMap<(PartitionKey, Offset), OpenFile<H>>>,
     clock: std::cell::Cell<u64>,
 }
 

@@ -3,7 +3,8 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -177,4 +178,38 @@ impl Budget {
             bytes,
         }
     }
+}
+
+/// Runs futures side by side, at most `limit` at a time; results come in the order of the futures.
+pub async fn concurrently<T, F: Future<Output = T>>(limit: usize, futures: impl IntoIterator<Item = F>) -> Vec<T> {
+    let mut waiting = futures.into_iter().enumerate();
+    let mut running: Vec<(usize, Pin<Box<F>>)> = Vec::new();
+    let mut done: Vec<Option<T>> = Vec::new();
+    poll_fn(|cx| {
+        loop {
+            while running.len() < limit.max(1)
+                && let Some((index, future)) = waiting.next()
+            {
+                done.push(None);
+                running.push((index, Box::pin(future)));
+            }
+            let before = running.len();
+            running.retain_mut(|(index, future)| match future.as_mut().poll(cx) {
+                Poll::Ready(value) => {
+                    done[*index] = Some(value);
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if running.is_empty() && before == 0 {
+                return Poll::Ready(());
+            }
+            // Places that became free are filled, and what fills them is polled, before waiting.
+            if running.len() == before {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }

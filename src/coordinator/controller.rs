@@ -52,16 +52,16 @@ pub struct ControllerDriver {
     snapshot_at: Cell<u64>,
 }
 
-impl ControllerDriver {
-    /// One on an open metadata log.
-    #[must_use]
-    pub fn new() -> Self {
+impl Default for ControllerDriver {
+    fn default() -> Self {
         Self {
             turn: Budget::new(1),
             snapshot_at: Cell::new(SNAPSHOT_BYTES),
         }
     }
+}
 
+impl ControllerDriver {
     /// Decides a change on the latest image and commits it; `decide` returns its records and its answer.
     ///
     /// # Errors

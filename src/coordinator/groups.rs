@@ -317,11 +317,12 @@ impl GroupsDriver {
         let one = self.appends.acquire(1).await;
         self.append_to(node, key, epoch, &records).await?;
         let now = node.now_ms();
-        let mut state = self.state.borrow_mut();
-        for (topic, partition, committed) in offsets {
-            state.committed(group, &topic, partition, committed, now);
+        {
+            let mut state = self.state.borrow_mut();
+            for (topic, partition, committed) in offsets {
+                state.committed(group, &topic, partition, committed, now);
+            }
         }
-        drop(state);
         drop(one);
         self.snapshot_if_due(node, key, epoch).await
     }

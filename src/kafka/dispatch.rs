@@ -68,6 +68,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         RequestKind::OffsetDelete(r) => answer!(h::offset_delete::handle(node, r).await),
         RequestKind::DescribeCluster(r) => answer!(h::describe_cluster::handle(node, version, &r)),
         RequestKind::DescribeProducers(r) => answer!(h::describe_producers::handle(node, r).await),
+        RequestKind::ListConfigResources(r) => answer!(h::list_config_resources::handle(node, version, &r)),
         RequestKind::DescribeTopicPartitions(r) => answer!(h::describe_topic_partitions::handle(node, &r)),
         other => {
             // The version table lists what is served; what it lists has an arm above.

@@ -76,7 +76,7 @@ impl HostFile for GlommioFile {
         self.file.truncate(len).await.map_err(flat)
     }
 
-    async fn len(&self) -> io::Result<u64> {
+    async fn size(&self) -> io::Result<u64> {
         self.file.file_size().await.map_err(flat)
     }
 }

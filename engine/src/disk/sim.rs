@@ -449,7 +449,7 @@ impl HostFile for SimFile {
         Ok(())
     }
 
-    async fn len(&self) -> io::Result<u64> {
+    async fn size(&self) -> io::Result<u64> {
         Ok(self.host.0.borrow().inodes[&self.inode].current.len() as u64)
     }
 }

@@ -133,7 +133,7 @@ impl<H: Host, C> Journal<H, C> {
             move |e| io_error(operation, path, e)
         };
         let file = self.host.open(&path, OpenMode::Create).await.map_err(fail("open"))?;
-        if file.len().await.map_err(fail("stat"))? != self.config.slot_bytes {
+        if file.size().await.map_err(fail("stat"))? != self.config.slot_bytes {
             file.truncate(0).await.map_err(fail("truncate"))?;
             let mut at = 0;
             while at < self.config.slot_bytes {

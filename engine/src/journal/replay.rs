@@ -70,8 +70,7 @@ pub async fn replay<H: Host>(
             offset: BLOCK,
         };
     }
-    loop {
-        let Some(slot) = by_seq.get(&next.seq) else { break };
+    while let Some(slot) = by_seq.get(&next.seq) {
         match read_group(slot, next, incarnation, shard)? {
             Some((records, end)) => {
                 out.records.extend(records);
@@ -140,7 +139,7 @@ async fn read_slots<H: Host>(host: &H, dir: &Path, shard: u32) -> Result<Vec<Slo
             .open(&path, OpenMode::Existing)
             .await
             .map_err(fail("open", &path))?;
-        let len = file.len().await.map_err(fail("stat", &path))?;
+        let len = file.size().await.map_err(fail("stat", &path))?;
         let bytes = file.read_at(0, len as usize).await.map_err(fail("read", &path))?;
         // A file whose prewriting was cut short never held a group.
         if bytes.len() as u64 >= BLOCK && bytes[..8] != [0; 8] {

@@ -18,10 +18,13 @@ use crate::{
         commit::{Carried, Completion},
         partition::Partition,
     },
+    sync::concurrently,
 };
 
 /// How long batches carried forward may wait for room in the ring.
 const CARRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Partitions written side by side.
+const PARTITIONS_AT_ONCE: usize = 16;
 
 impl<H: Host> Shard<H> {
     /// Asks for a pass; it runs in the background.
@@ -89,18 +92,28 @@ impl<H: Host> Shard<H> {
         let tail = inner.journal.written();
         let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
         let carried = Rc::new(Carried::default());
+        // One partition's files are flushed while another's are written: many small ones would otherwise take a
+        // flush each, one after the other.
+        let results = concurrently(
+            PARTITIONS_AT_ONCE,
+            dirty.iter().map(|partition| async move {
+                partition.dirty.set(false);
+                if partition.deleted.get() {
+                    return Ok(());
+                }
+                let result = self.write_partition(partition).await;
+                self.0.host.yield_now().await;
+                result
+            }),
+        )
+        .await;
         let mut failed = None;
-        for (done, partition) in dirty.iter().enumerate() {
-            partition.dirty.set(false);
-            if partition.deleted.get() {
-                continue;
-            }
-            match self.write_partition(partition).await {
+        for (partition, result) in dirty.iter().zip(results) {
+            match result {
                 Ok(()) => {}
                 Err(error) if error.is_disk_full() => {
-                    dirty[done..].iter().for_each(|p| self.mark_dirty(p));
+                    self.mark_dirty(partition);
                     failed = Some(error);
-                    break;
                 }
                 Err(error) => {
                     if partition.check_healthy().is_ok() {
@@ -110,7 +123,6 @@ impl<H: Host> Shard<H> {
                     self.carry_forward(partition, &carried);
                 }
             }
-            inner.host.yield_now().await;
         }
         if let Some(error) = failed {
             return Err(error);

@@ -63,6 +63,7 @@ fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
         ApiKey::OffsetDelete => (i16::MAX, "s [s [i]]"),
         ApiKey::DescribeCluster => (0, "b b@1 b@2"),
         ApiKey::DescribeProducers => (0, "[s {i}]"),
+        ApiKey::ListConfigResources => (0, "{b}@1"),
         ApiKey::DescribeTopicPartitions => (0, "[s] i ?[s i]"),
         _ => return None,
     })
@@ -312,7 +313,7 @@ mod tests {
             CreatePartitions CreatePartitionsRequest, DeleteGroups DeleteGroupsRequest,
             IncrementalAlterConfigs IncrementalAlterConfigsRequest, OffsetDelete OffsetDeleteRequest,
             DescribeCluster DescribeClusterRequest, DescribeProducers DescribeProducersRequest,
-            DescribeTopicPartitions DescribeTopicPartitionsRequest,
+            DescribeTopicPartitions DescribeTopicPartitionsRequest, ListConfigResources ListConfigResourcesRequest,
         }
     }
 
