@@ -89,10 +89,16 @@ impl SegmentIndex {
         i.checked_sub(1).map_or(BLOCK, |i| self.entries[i].position)
     }
 
-    /// Bytes it takes in memory.
+    /// Number of entries.
     #[must_use]
-    pub fn memory_bytes(&self) -> usize {
-        self.entries.len() * size_of::<IndexEntry>() + size_of::<Self>()
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it has no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Writes the file of a sealed segment: header block, then length, CRC and the rkyv archive.

@@ -23,6 +23,8 @@ use crate::{
 
 /// How long batches carried forward may wait for room in the ring.
 const CARRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries that make the index of an active segment worth a file at a clean stop.
+const ACTIVE_INDEX_MIN: usize = 8;
 /// Partitions written side by side.
 const PARTITIONS_AT_ONCE: usize = 16;
 
@@ -234,7 +236,10 @@ impl<H: Host> Shard<H> {
     pub(crate) async fn store_active_indexes(&self) {
         for partition in self.partitions() {
             let active = partition.active_index.borrow().clone();
-            if let Some((base, index)) = active {
+            // A short segment is scanned in no time; a file and a flush for each would only delay the stop.
+            if let Some((base, index)) = active
+                && index.len() >= ACTIVE_INDEX_MIN
+            {
                 self.store_index(&partition, base, &index).await;
             }
         }
