@@ -318,7 +318,7 @@ async fn new_host(context: &Context) -> Result<GlommioHost, ServeError> {
         .map_err(|e| ServeError::Executor(e.to_string()))?;
     probe.close().await.map_err(|e| ServeError::Executor(e.to_string()))?;
     let background = glommio::executor().create_task_queue(Shares::Static(200), Latency::NotImportant, "background");
-    Ok(GlommioHost::new(background))
+    GlommioHost::new(background).map_err(|e| ServeError::Executor(format!("the journal's ring: {e}")))
 }
 
 fn new_node(

@@ -7,7 +7,9 @@ use std::{
     future::Future,
     io,
     ops::{Deref, DerefMut},
+    os::fd::AsRawFd,
     path::Path,
+    rc::Rc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,6 +18,7 @@ use ::glommio::{
     io::{Directory, DmaBuffer, DmaFile, OpenOptions},
 };
 
+use super::durable::DurableWrites;
 use crate::host::{Host, HostFile, OpenMode};
 
 /// A DMA buffer, zeroed when handed out.
@@ -37,6 +40,7 @@ impl DerefMut for DmaBuf {
 /// A file opened with `O_DIRECT`.
 pub struct GlommioFile {
     file: DmaFile,
+    durable: Rc<DurableWrites>,
 }
 
 fn flat(error: ::glommio::GlommioError<()>) -> io::Error {
@@ -59,8 +63,7 @@ impl HostFile for GlommioFile {
     }
 
     async fn write_durable_at(&self, buf: DmaBuf, position: u64) -> io::Result<()> {
-        self.write_at(buf, position).await?;
-        self.flush().await
+        self.durable.write(self.file.as_raw_fd(), buf.0, position).await
     }
 
     async fn read_at(&self, position: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -85,6 +88,7 @@ impl HostFile for GlommioFile {
 #[derive(Clone)]
 pub struct GlommioHost {
     background: TaskQueueHandle,
+    durable: Rc<DurableWrites>,
 }
 
 impl GlommioHost {
@@ -98,9 +102,14 @@ impl GlommioHost {
     }
 
     /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping.
-    #[must_use]
-    pub fn new(background: TaskQueueHandle) -> Self {
-        Self { background }
+    ///
+    /// # Errors
+    /// What the system says if a ring cannot be set up.
+    pub fn new(background: TaskQueueHandle) -> io::Result<Self> {
+        Ok(Self {
+            background,
+            durable: Rc::new(DurableWrites::new()?),
+        })
     }
 }
 
@@ -120,7 +129,10 @@ impl Host for GlommioHost {
             options.create(true);
         }
         let file = options.dma_open(path).await.map_err(flat)?;
-        Ok(GlommioFile { file })
+        Ok(GlommioFile {
+            file,
+            durable: Rc::clone(&self.durable),
+        })
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
