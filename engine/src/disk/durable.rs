@@ -98,6 +98,9 @@ impl DurableWrites {
 impl Drop for DurableWrites {
     fn drop(&mut self) {
         // The kernel may still read from them; the process is ending.
-        self.in_flight.borrow_mut().drain().for_each(|(_, buffer)| std::mem::forget(buffer));
+        self.in_flight
+            .borrow_mut()
+            .drain()
+            .for_each(|(_, buffer)| std::mem::forget(buffer));
     }
 }

@@ -85,6 +85,9 @@ pub struct Journal<H: Host, C> {
     stalls: Cell<u64>,
 }
 
+/// Journal bytes after which write-back begins, if half of the ring is not less.
+const WRITE_BACK_BYTES: u64 = 12 << 20;
+
 /// Name of a ring file.
 #[must_use]
 pub fn slot_path(dir: &Path, shard: u32, slot: u32) -> PathBuf {
@@ -307,11 +310,12 @@ impl<H: Host, C> Journal<H, C> {
         self.written.get()
     }
 
-    /// Whether so much of the ring is in use that segments should be written.
+    /// Whether so much of the ring is in use that segments should be written: half, or enough for writes of a
+    /// good size. Small and frequent passes disturb appends less than large and rare ones (kernel-notes.md).
     #[must_use]
-    pub fn is_half_full(&self) -> bool {
+    pub fn wants_write_back(&self) -> bool {
         let ring = self.ring.borrow();
-        ring.used_bytes() * 2 > ring.capacity_bytes()
+        ring.used_bytes() > WRITE_BACK_BYTES.min(ring.capacity_bytes() / 2)
     }
 
     /// Lets files be used again whose groups all lie before `tail`.

@@ -168,10 +168,10 @@ impl<H: Host> Shard<H> {
             .bytes_in
             .set(counters.bytes_in.get() + batch.payload.len() as u64);
         self.mark_dirty(partition);
-        partition.tail.borrow_mut().push_back(TailEntry {
+        partition.tail.borrow_mut().push_back(Box::new(TailEntry {
             batch: batch.clone(),
             written: false,
-        });
+        }));
         self.0
             .tail_order
             .borrow_mut()
@@ -322,12 +322,16 @@ impl<H: Host> Shard<H> {
     /// Notes that batches are in their segments, so that memory may let them go.
     pub(crate) fn mark_written(&self, partition: &Partition, batches: &[Batch]) {
         let mut tail = partition.tail.borrow_mut();
-        for batch in batches {
-            let at = tail.partition_point(|e| e.batch.header.base_offset < batch.header.base_offset);
-            if let Some(entry) = tail.get_mut(at)
-                && entry.batch.header.base_offset == batch.header.base_offset
-            {
-                entry.written = true;
+        let first = batches.first().map_or(0, |b| b.header.base_offset);
+        let from = tail.partition_point(|e| e.batch.header.base_offset < first);
+        // Both are in the order of offsets: one walk, however many there are.
+        let mut batches = batches.iter().peekable();
+        for entry in tail.range_mut(from..) {
+            let offset = entry.batch.header.base_offset;
+            while batches.next_if(|b| b.header.base_offset < offset).is_some() {}
+            match batches.peek() {
+                None => break,
+                Some(batch) => entry.written |= batch.header.base_offset == offset,
             }
         }
         drop(tail);

@@ -53,7 +53,7 @@ impl<H: Host> Shard<H> {
                     return;
                 }
             }
-            if inner.journal.is_half_full() {
+            if inner.journal.wants_write_back() {
                 self.want_write_back();
             }
         }

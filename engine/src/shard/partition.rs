@@ -57,12 +57,15 @@ pub struct Partition {
     pub key: PartitionKey,
     pub(crate) state: RefCell<LogState>,
     pub(crate) config: Cell<LogConfig>,
-    pub(crate) tail: RefCell<VecDeque<TailEntry>>,
+    /// Boxed: a deque of large entries stops the shard for milliseconds each time it grows.
+    pub(crate) tail: RefCell<VecDeque<Box<TailEntry>>>,
     pub(crate) gate: RefCell<Gate>,
     pub(crate) changed: WaitList,
     pub(crate) poisoned: RefCell<Option<String>>,
     pub(crate) deleted: Cell<bool>,
     pub(crate) dirty: Cell<bool>,
+    /// Everything below is in segments; some above may be too. Where write-back begins to look.
+    pub(crate) unwritten_from: Cell<Offset>,
     /// The state as of when all of it was last in segments: what a checkpoint says.
     pub(crate) in_segments: RefCell<Rc<PartitionCheckpoint>>,
     pub(crate) unflushed_messages: Cell<i64>,
@@ -102,6 +105,7 @@ impl Partition {
             poisoned: RefCell::default(),
             deleted: Cell::new(false),
             dirty: Cell::new(false),
+            unwritten_from: Cell::new(0),
             unflushed_messages: Cell::new(0),
             indexes: RefCell::default(),
             active_index: RefCell::default(),

@@ -151,15 +151,18 @@ impl<H: Host> Shard<H> {
             .await;
         partition.check_healthy()?;
         // Batches that the journal has not seen yet go too: being durable early does no harm.
-        let batches: Vec<Batch> = partition
-            .tail
-            .borrow()
-            .iter()
-            .filter(|e| !e.written && e.batch.header.base_offset < end)
-            .map(|e| e.batch.clone())
-            .collect();
+        let batches: Vec<Batch> = {
+            let tail = partition.tail.borrow();
+            let from = tail.partition_point(|e| e.batch.header.base_offset < partition.unwritten_from.get());
+            tail.range(from..)
+                .take_while(|e| e.batch.header.base_offset < end)
+                .filter(|e| !e.written)
+                .map(|e| e.batch.clone())
+                .collect()
+        };
         self.write_to_segments(partition, &batches).await?;
         self.mark_written(partition, &batches);
+        partition.unwritten_from.set(end);
         *partition.in_segments.borrow_mut() = Rc::new(snapshot);
         self.store_sealed_indexes(partition).await;
         Ok(())
