@@ -236,12 +236,6 @@ impl Node {
             isr: image.isr.len(),
         })
     }
-
-    /// A topic setting in force: the topic's own, else the broker's.
-    #[must_use]
-    pub fn topic_setting<'a>(&'a self, image: &'a Image, topic: &str, name: &str) -> &'a str {
-        topic_setting(&self.shared.settings, image, topic, name)
-    }
 }
 
 /// A topic setting in force.
@@ -249,8 +243,8 @@ impl Node {
 /// # Panics
 /// If the registry has no such topic setting: a bug of ours.
 #[must_use]
-pub fn topic_setting<'a>(settings: &'a Settings, image: &'a Image, topic: &str, name: &str) -> &'a str {
-    if let Some(value) = image.config(&ConfigResource::Topic(topic.to_owned()), name) {
+pub fn topic_setting<'a>(settings: &'a Settings, image: &'a Image, topic: &ConfigResource, name: &str) -> &'a str {
+    if let Some(value) = image.config(topic, name) {
         return value;
     }
     let entry = find_topic(name).unwrap_or_else(|| panic!("no topic setting {name}"));
@@ -260,8 +254,9 @@ pub fn topic_setting<'a>(settings: &'a Settings, image: &'a Image, topic: &str, 
 /// The settings that a topic's logs act on.
 #[must_use]
 pub fn log_config(settings: &Settings, image: &Image, topic: &TopicImage) -> LogConfig {
+    let resource = ConfigResource::Topic(topic.name.clone());
     let number = |name| -> i64 {
-        topic_setting(settings, image, &topic.name, name)
+        topic_setting(settings, image, &resource, name)
             .parse()
             .unwrap_or_else(|_| panic!("{name} was checked when set"))
     };

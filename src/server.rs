@@ -5,7 +5,6 @@
 //! checkpoints → exit.
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
@@ -468,9 +467,8 @@ async fn listen_everywhere(context: &Context, node: &Rc<Node>) -> Result<String,
     let advertised = split_host(context.shared.settings.get("advertise"))
         .unwrap_or_else(|| (address.ip().to_string(), address.port()));
     let failed = Arc::new(std::sync::Mutex::new(None::<String>));
-    let first = Rc::new(RefCell::new(Some(first)));
     *node.advertised.borrow_mut() = advertised.clone();
-    spawn_accept(node, first.borrow_mut().take());
+    spawn_accept(node, first);
     for shard in 1..context.router.shards() {
         let (failed, advertised) = (Arc::clone(&failed), advertised.clone());
         context
@@ -478,7 +476,7 @@ async fn listen_everywhere(context: &Context, node: &Rc<Node>) -> Result<String,
             .call(node, shard, move |n| async move {
                 *n.advertised.borrow_mut() = advertised;
                 match Listener::bind(address) {
-                    Ok(listener) => spawn_accept(&n, Some(listener)),
+                    Ok(listener) => spawn_accept(&n, listener),
                     Err(e) => {
                         if let Ok(mut failed) = failed.lock() {
                             *failed = Some(e.to_string());
@@ -495,8 +493,7 @@ async fn listen_everywhere(context: &Context, node: &Rc<Node>) -> Result<String,
     Ok(format!("{}:{}", advertised.0, advertised.1))
 }
 
-fn spawn_accept(node: &Rc<Node>, listener: Option<Listener>) {
-    let Some(listener) = listener else { return };
+fn spawn_accept(node: &Rc<Node>, listener: Listener) {
     let node = Rc::clone(node);
     glommio::spawn_local(async move {
         while !node.is_stopping() {

@@ -147,20 +147,12 @@ impl Name {
     }
 }
 
-fn fail<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> StorageError + use<'a> {
-    move |source| StorageError::Io {
-        operation,
-        path: path.to_owned(),
-        source,
-    }
-}
-
 /// Writes a checkpoint and puts it in place of the one of the same name.
 ///
 /// # Errors
 /// Any failure of the disk; the one before is then still in place.
 pub async fn store<H: Host>(host: &H, dir: &Path, name: Name, checkpoint: &Checkpoint) -> Result<(), StorageError> {
-    host.create_dir(dir).map_err(fail("create", dir))?;
+    host.create_dir(dir).map_err(StorageError::io("create", dir))?;
     let path = dir.join(name.file());
     let temporary = dir.join(format!("{}.new", name.file()));
     let header = FileHeader {
@@ -174,8 +166,9 @@ pub async fn store<H: Host>(host: &H, dir: &Path, name: Name, checkpoint: &Check
     };
     let archive = rkyv::to_bytes::<rancor::Error>(checkpoint).expect("serialising into memory does not fail");
     store_archive(host, &temporary, header, &archive).await?;
-    host.rename(&temporary, &path).map_err(fail("rename", &temporary))?;
-    host.sync_dir(dir).await.map_err(fail("sync", dir))
+    host.rename(&temporary, &path)
+        .map_err(StorageError::io("rename", &temporary))?;
+    host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))
 }
 
 /// The latest incarnation's checkpoints: its base and what its shards wrote since.
@@ -196,7 +189,7 @@ pub struct Found {
 pub async fn load<H: Host>(host: &H, dir: &Path) -> Result<Found, StorageError> {
     let names: Vec<Name> = host
         .list(dir)
-        .map_err(fail("list", dir))?
+        .map_err(StorageError::io("list", dir))?
         .iter()
         .filter_map(|n| Name::parse(n))
         .collect();
@@ -240,11 +233,11 @@ async fn read<H: Host>(host: &H, path: &Path) -> Result<Checkpoint, StorageError
 /// # Errors
 /// Any failure of the disk.
 pub async fn remove_others<H: Host>(host: &H, dir: &Path, keep: u64) -> Result<(), StorageError> {
-    for name in host.list(dir).map_err(fail("list", dir))? {
+    for name in host.list(dir).map_err(StorageError::io("list", dir))? {
         if Name::parse(&name).is_none_or(|n| n.incarnation() != keep) {
             let path = dir.join(name);
-            host.remove_file(&path).map_err(fail("remove", &path))?;
+            host.remove_file(&path).map_err(StorageError::io("remove", &path))?;
         }
     }
-    host.sync_dir(dir).await.map_err(fail("sync", dir))
+    host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))
 }

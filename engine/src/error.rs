@@ -1,6 +1,9 @@
 //! The crate's errors. Callers match on variants; nothing matches on text.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use thiserror::Error;
 
@@ -46,6 +49,15 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// For `map_err`: what was tried, and on which file or folder.
+    pub(crate) fn io<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| Self::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
     /// Whether the cause is a lack of room, which passes when room returns.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {

@@ -139,14 +139,10 @@ pub async fn store_archive<H: Host>(
     header: FileHeader,
     archive: &[u8],
 ) -> Result<(), StorageError> {
-    let fail = |operation: &'static str| {
-        move |source| StorageError::Io {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    let file = host.open(path, OpenMode::Create).await.map_err(fail("create"))?;
+    let file = host
+        .open(path, OpenMode::Create)
+        .await
+        .map_err(StorageError::io("create", path))?;
     let len = align_up(BLOCK + 16 + archive.len() as u64, BLOCK);
     let mut buf = host.buffer(len as usize);
     header.encode(&mut buf);
@@ -154,9 +150,9 @@ pub async fn store_archive<H: Host>(
     buf[at..at + 8].copy_from_slice(&(archive.len() as u64).to_le_bytes());
     buf[at + 8..at + 12].copy_from_slice(&crc32c::crc32c(archive).to_le_bytes());
     buf[at + 16..at + 16 + archive.len()].copy_from_slice(archive);
-    file.write_at(buf, 0).await.map_err(fail("write"))?;
-    file.truncate(len).await.map_err(fail("truncate"))?;
-    file.flush().await.map_err(fail("flush"))
+    file.write_at(buf, 0).await.map_err(StorageError::io("write", path))?;
+    file.truncate(len).await.map_err(StorageError::io("truncate", path))?;
+    file.flush().await.map_err(StorageError::io("flush", path))
 }
 
 /// Reads what [`store_archive`] wrote; `None` if the file is not there.
@@ -168,20 +164,16 @@ pub async fn load_archive<H: Host>(
     path: &Path,
     kind: FileKind,
 ) -> Result<Option<rkyv::util::AlignedVec>, StorageError> {
-    let fail = |operation: &'static str| {
-        move |source| StorageError::Io {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
-    };
     let file = match host.open(path, OpenMode::Existing).await {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(fail("open")(e)),
+        Err(e) => return Err(StorageError::io("open", path)(e)),
     };
-    let len = file.size().await.map_err(fail("stat"))?;
-    let bytes = file.read_at(0, len as usize).await.map_err(fail("read"))?;
+    let len = file.size().await.map_err(StorageError::io("stat", path))?;
+    let bytes = file
+        .read_at(0, len as usize)
+        .await
+        .map_err(StorageError::io("read", path))?;
     FileHeader::decode(&bytes, kind, path)?;
     let corrupt = |reason: &str| StorageError::Corrupt {
         path: path.to_owned(),

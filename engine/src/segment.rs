@@ -42,14 +42,6 @@ pub fn index_path(logs: &Path, key: &PartitionKey, base: Offset) -> PathBuf {
     partition_dir(logs, key).join(format!("{base:020}.index"))
 }
 
-fn fail<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> StorageError + use<'a> {
-    move |source| StorageError::Io {
-        operation,
-        path: path.to_owned(),
-        source,
-    }
-}
-
 /// A file and when it was used last.
 type OpenFile<H> = (SharedFile<H>, u64);
 
@@ -96,7 +88,7 @@ impl<H: Host> FileCache<H> {
         let file = match self.host.open(&path, OpenMode::Existing).await {
             Ok(file) => file,
             Err(e) if create && e.kind() == std::io::ErrorKind::NotFound => self.create(key, &path).await?,
-            Err(e) => return Err(fail("open", &path)(e)),
+            Err(e) => return Err(StorageError::io("open", &path)(e)),
         };
         let file = Rc::new(file);
         let mut open = self.open.borrow_mut();
@@ -112,17 +104,23 @@ impl<H: Host> FileCache<H> {
     async fn create(&self, key: PartitionKey, path: &Path) -> Result<H::File, StorageError> {
         let dir = partition_dir(&self.logs, &key);
         let topic = topic_dir(&self.logs, &key);
-        let new_dir = self.host.list(&dir).map_err(fail("list", &dir))?.is_empty();
-        self.host.create_dir(&dir).map_err(fail("create", &dir))?;
+        let new_dir = self.host.list(&dir).map_err(StorageError::io("list", &dir))?.is_empty();
+        self.host.create_dir(&dir).map_err(StorageError::io("create", &dir))?;
         let file = self
             .host
             .open(path, OpenMode::Create)
             .await
-            .map_err(fail("create", path))?;
-        self.host.sync_dir(&dir).await.map_err(fail("sync", &dir))?;
+            .map_err(StorageError::io("create", path))?;
+        self.host.sync_dir(&dir).await.map_err(StorageError::io("sync", &dir))?;
         if new_dir {
-            self.host.sync_dir(&topic).await.map_err(fail("sync", &topic))?;
-            self.host.sync_dir(&self.logs).await.map_err(fail("sync", &self.logs))?;
+            self.host
+                .sync_dir(&topic)
+                .await
+                .map_err(StorageError::io("sync", &topic))?;
+            self.host
+                .sync_dir(&self.logs)
+                .await
+                .map_err(StorageError::io("sync", &self.logs))?;
         }
         Ok(file)
     }
@@ -181,7 +179,7 @@ pub async fn write_run<H: Host>(host: &H, file: &H::File, path: &Path, run: &[Ba
             }
             next += 1;
         }
-        file.write_at(buf, at).await.map_err(fail("write", path))?;
+        file.write_at(buf, at).await.map_err(StorageError::io("write", path))?;
         at = piece_end;
     }
     Ok(())

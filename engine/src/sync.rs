@@ -89,14 +89,6 @@ pub struct Permit {
     bytes: u64,
 }
 
-impl Permit {
-    /// How much it holds.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
 impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.free.set(self.budget.free.get() + self.bytes);

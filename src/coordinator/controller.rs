@@ -19,6 +19,7 @@ use millrace_engine::{
 use thiserror::Error;
 
 use crate::{
+    kafka::errors::Failure,
     node::{METADATA_KEY, Node, OFFSETS_TOPIC, View},
     router::Stopping,
 };
@@ -120,6 +121,28 @@ impl ControllerDriver {
         self.snapshot_at.set(log.status().size_bytes + SNAPSHOT_BYTES);
         Ok(())
     }
+}
+
+/// Proposes a change from any shard; with `validate_only` it is decided and nothing is committed.
+///
+/// # Errors
+/// What `decide` says, or the metadata log's failure.
+pub async fn propose<F>(node: &Rc<Node>, validate_only: bool, decide: F) -> Result<(), Failure>
+where
+    F: FnOnce(&Node, &Image) -> Result<Vec<MetadataRecord>, Failure> + Send + 'static,
+{
+    node.router
+        .call(node, 0, move |n| async move {
+            n.coordinator()
+                .controller
+                .change(&n, |image| match decide(&n, image) {
+                    Ok(_) if validate_only => (Vec::new(), Ok(())),
+                    Ok(records) => (records, Ok(())),
+                    Err(failure) => (Vec::new(), Err(failure)),
+                })
+                .await?
+        })
+        .await?
 }
 
 /// Appends records as one batch, durably; returns its offset.

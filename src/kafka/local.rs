@@ -75,8 +75,6 @@ pub struct Read {
     pub offset: i64,
     /// Most bytes.
     pub max_bytes: usize,
-    /// The leader epoch of the metadata.
-    pub leader_epoch: i32,
     /// The epoch of the last record the client has, -1 unknown.
     pub last_fetched_epoch: i32,
 }

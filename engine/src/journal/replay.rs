@@ -121,16 +121,8 @@ fn corrupt(slot: &Slot, at: Position, witness: Position) -> StorageError {
 
 async fn read_slots<H: Host>(host: &H, dir: &Path, shard: u32) -> Result<Vec<Slot>, StorageError> {
     let prefix = format!("{shard:04}-");
-    let fail = |operation: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source| StorageError::Io {
-            operation,
-            path,
-            source,
-        }
-    };
     let mut slots = Vec::new();
-    for name in host.list(dir).map_err(fail("list", dir))? {
+    for name in host.list(dir).map_err(StorageError::io("list", dir))? {
         if !(name.starts_with(&prefix) && name.ends_with(".journal")) {
             continue;
         }
@@ -138,9 +130,12 @@ async fn read_slots<H: Host>(host: &H, dir: &Path, shard: u32) -> Result<Vec<Slo
         let file = host
             .open(&path, OpenMode::Existing)
             .await
-            .map_err(fail("open", &path))?;
-        let len = file.size().await.map_err(fail("stat", &path))?;
-        let bytes = file.read_at(0, len as usize).await.map_err(fail("read", &path))?;
+            .map_err(StorageError::io("open", &path))?;
+        let len = file.size().await.map_err(StorageError::io("stat", &path))?;
+        let bytes = file
+            .read_at(0, len as usize)
+            .await
+            .map_err(StorageError::io("read", &path))?;
         // A file whose prewriting was cut short never held a group.
         if bytes.len() as u64 >= BLOCK && bytes[..8] != [0; 8] {
             FileHeader::decode(&bytes, FileKind::Journal, &path)?;

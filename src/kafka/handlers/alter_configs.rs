@@ -9,6 +9,7 @@ use millrace_cluster::controller::configs::{self};
 
 use crate::{
     config::Known,
+    coordinator::controller::propose,
     kafka::{configs::resource, errors::Failure},
     node::Node,
 };
@@ -20,35 +21,16 @@ pub async fn handle(node: &Rc<Node>, request: AlterConfigsRequest) -> AlterConfi
         let response = AlterConfigsResourceResponse::default()
             .with_resource_type(asked.resource_type)
             .with_resource_name(asked.resource_name.clone());
-        let validate_only = request.validate_only;
-        let changed = node
-            .router
-            .call(node, 0, move |n| async move {
-                n.coordinator()
-                    .controller
-                    .change(&n, |image| {
-                        let decide = || {
-                            let resource = resource(asked.resource_type, &asked.resource_name, n.shared.node_id)?;
-                            let entries: Vec<(String, Option<String>)> = asked
-                                .configs
-                                .iter()
-                                .map(|c| (c.name.to_string(), c.value.as_ref().map(|v| v.to_string())))
-                                .collect();
-                            configs::replace(image, &Known, &resource, &entries).map_err(Failure::from)
-                        };
-                        match decide() {
-                            Ok(_) if validate_only => (Vec::new(), Ok(())),
-                            Ok(records) => (records, Ok(())),
-                            Err(failure) => (Vec::new(), Err(failure)),
-                        }
-                    })
-                    .await
-                    .map_err(Failure::from)
-                    .and_then(|r| r)
-            })
-            .await
-            .map_err(Failure::from)
-            .and_then(|r| r);
+        let changed = propose(node, request.validate_only, move |n, image| {
+            let resource = resource(asked.resource_type, &asked.resource_name, n.shared.node_id)?;
+            let entries: Vec<(String, Option<String>)> = asked
+                .configs
+                .iter()
+                .map(|c| (c.name.to_string(), c.value.as_ref().map(|v| v.to_string())))
+                .collect();
+            configs::replace(image, &Known, &resource, &entries).map_err(Failure::from)
+        })
+        .await;
         responses.push(match changed {
             Ok(()) => response,
             Err(failure) => response

@@ -7,7 +7,11 @@ use kafka_protocol::messages::{
 };
 use millrace_cluster::controller::topics;
 
-use crate::{coordinator::controller::defaults, kafka::errors::Failure, node::Node};
+use crate::{
+    coordinator::controller::{defaults, propose},
+    kafka::errors::Failure,
+    node::Node,
+};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
@@ -19,27 +23,11 @@ pub async fn handle(node: &Rc<Node>, request: CreatePartitionsRequest) -> Create
                 .map(|a| a.broker_ids.iter().map(|b| b.0).collect())
                 .collect()
         });
-        let (name, count, validate_only) = (topic.name.to_string(), topic.count, request.validate_only);
-        let grown = node
-            .router
-            .call(node, 0, move |n| async move {
-                let defaults = defaults(&n);
-                n.coordinator()
-                    .controller
-                    .change(&n, |image| {
-                        match topics::grow(image, &defaults, &name, count, assignments.as_deref()) {
-                            Ok(_) if validate_only => (Vec::new(), Ok(())),
-                            Ok(records) => (records, Ok(())),
-                            Err(error) => (Vec::new(), Err(Failure::from(error))),
-                        }
-                    })
-                    .await
-                    .map_err(Failure::from)
-                    .and_then(|r| r)
-            })
-            .await
-            .map_err(Failure::from)
-            .and_then(|r| r);
+        let (name, count) = (topic.name.to_string(), topic.count);
+        let grown = propose(node, request.validate_only, move |n, image| {
+            topics::grow(image, &defaults(n), &name, count, assignments.as_deref()).map_err(Failure::from)
+        })
+        .await;
         results.push(match grown {
             Ok(()) => result,
             Err(failure) => result

@@ -140,7 +140,6 @@ fn resolve(view: &View, partition: &SessionPartition, wanted: &Wanted, by_id: bo
             key: resolved.key,
             offset: wanted.offset,
             max_bytes: usize::try_from(wanted.max_bytes).unwrap_or(0),
-            leader_epoch: resolved.leader_epoch,
             last_fetched_epoch: wanted.last_fetched_epoch,
         },
     ))

@@ -13,6 +13,7 @@ use millrace_cluster::controller::configs::{self, Operation};
 
 use crate::{
     config::Known,
+    coordinator::controller::propose,
     kafka::{configs::resource, errors::Failure},
     node::Node,
 };
@@ -24,46 +25,27 @@ pub async fn handle(node: &Rc<Node>, request: IncrementalAlterConfigsRequest) ->
         let response = AlterConfigsResourceResponse::default()
             .with_resource_type(asked.resource_type)
             .with_resource_name(asked.resource_name.clone());
-        let validate_only = request.validate_only;
-        let changed = node
-            .router
-            .call(node, 0, move |n| async move {
-                n.coordinator()
-                    .controller
-                    .change(&n, |image| {
-                        let decide = || {
-                            let resource = resource(asked.resource_type, &asked.resource_name, n.shared.node_id)?;
-                            let mut changes = Vec::new();
-                            for c in &asked.configs {
-                                let operation = match c.config_operation {
-                                    0 => Operation::Set,
-                                    1 => Operation::Delete,
-                                    2 => Operation::Append,
-                                    3 => Operation::Subtract,
-                                    other => {
-                                        return Err(Failure::new(
-                                            ResponseError::InvalidRequest,
-                                            format!("Unknown config operation {other}"),
-                                        ));
-                                    }
-                                };
-                                changes.push((c.name.to_string(), operation, c.value.as_ref().map(|v| v.to_string())));
-                            }
-                            configs::alter_incrementally(image, &Known, &resource, &changes).map_err(Failure::from)
-                        };
-                        match decide() {
-                            Ok(_) if validate_only => (Vec::new(), Ok(())),
-                            Ok(records) => (records, Ok(())),
-                            Err(failure) => (Vec::new(), Err(failure)),
-                        }
-                    })
-                    .await
-                    .map_err(Failure::from)
-                    .and_then(|r| r)
-            })
-            .await
-            .map_err(Failure::from)
-            .and_then(|r| r);
+        let changed = propose(node, request.validate_only, move |n, image| {
+            let resource = resource(asked.resource_type, &asked.resource_name, n.shared.node_id)?;
+            let mut changes = Vec::new();
+            for c in &asked.configs {
+                let operation = match c.config_operation {
+                    0 => Operation::Set,
+                    1 => Operation::Delete,
+                    2 => Operation::Append,
+                    3 => Operation::Subtract,
+                    other => {
+                        return Err(Failure::new(
+                            ResponseError::InvalidRequest,
+                            format!("Unknown config operation {other}"),
+                        ));
+                    }
+                };
+                changes.push((c.name.to_string(), operation, c.value.as_ref().map(|v| v.to_string())));
+            }
+            configs::alter_incrementally(image, &Known, &resource, &changes).map_err(Failure::from)
+        })
+        .await;
         responses.push(match changed {
             Ok(()) => response,
             Err(failure) => response

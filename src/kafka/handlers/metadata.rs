@@ -48,7 +48,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
         }
     }
     let topics = if all {
-        view.image.topics().map(|t| describe(&view, t, version)).collect()
+        view.image.topics().map(|t| describe(t, version)).collect()
     } else {
         wanted
             .into_iter()
@@ -88,7 +88,7 @@ fn one(
     };
     if !topic.topic_id.is_nil() {
         return match view.image.topic_by_id(&topic.topic_id) {
-            Some(image) => describe(view, image, version),
+            Some(image) => describe(image, version),
             None => {
                 // Before version 12 the name may not be null.
                 let name = (version < 12).then(TopicName::default);
@@ -98,7 +98,7 @@ fn one(
     }
     let name = topic.name.unwrap_or_default();
     if let Some(image) = view.image.topic(&name) {
-        return describe(view, image, version);
+        return describe(image, version);
     }
     let code = match refused.iter().find(|(n, _)| *n == name.as_str()) {
         Some((_, failure)) => failure.code(),
@@ -111,7 +111,7 @@ fn one(
     failed(code, Some(name), Uuid::nil())
 }
 
-fn describe(_view: &View, image: &TopicImage, version: i16) -> MetadataResponseTopic {
+fn describe(image: &TopicImage, version: i16) -> MetadataResponseTopic {
     let brokers = |ids: &[i32]| ids.iter().map(|id| (*id).into()).collect::<Vec<_>>();
     let partitions = image
         .partitions

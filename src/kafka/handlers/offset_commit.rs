@@ -15,8 +15,7 @@ use crate::{kafka::errors::Failure, node::Node};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: OffsetCommitRequest) -> OffsetCommitResponse {
-    let request = Rc::new(request);
-    let asked = (*request).clone();
+    let asked = request.clone();
     let result = node
         .router
         .call(node, 0, move |n| async move { commit(&n, asked).await })

@@ -15,7 +15,7 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use millrace_cluster::metadata::TopicImage;
+use millrace_cluster::metadata::{ConfigResource, TopicImage};
 use millrace_engine::{
     BatchError,
     kafka_batch::{self, BATCH_HEADER_LEN, BatchInfo},
@@ -28,7 +28,7 @@ use crate::{
         local::{self, Append},
         topics::find,
     },
-    node::{Node, OFFSETS_TOPIC, View},
+    node::{Node, OFFSETS_TOPIC, View, topic_setting},
     router::scatter,
 };
 
@@ -55,7 +55,8 @@ struct Rules {
 
 impl Rules {
     fn of(node: &Node, view: &View, topic: &str) -> Self {
-        let get = |name| node.topic_setting(&view.image, topic, name);
+        let resource = ConfigResource::Topic(topic.to_owned());
+        let get = |name| topic_setting(&node.shared.settings, &view.image, &resource, name);
         let number = |name| get(name).parse::<i64>().unwrap_or(i64::MAX);
         Self {
             max_bytes: number("max.message.bytes") as usize,
