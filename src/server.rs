@@ -141,6 +141,9 @@ struct Init {
 pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let started = Instant::now();
     let dir = PathBuf::from(settings.get("data.dir"));
+    // The first touch of a huge page clears 2 MiB at once: milliseconds in which the shard does nothing else
+    // (kernel-notes.md). An old kernel that cannot switch them off only loses that.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     if let Some(fatal) = doctor::examine(&dir)
         .into_iter()
         .find(|f| f.level == doctor::Level::Fatal)

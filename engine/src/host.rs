@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
+
 /// An open file. Writes and reads are direct: positions and lengths are multiples of
 /// [`BLOCK`](crate::layout::BLOCK).
 pub trait HostFile: 'static {
@@ -49,6 +51,8 @@ pub trait Host: Clone + 'static {
 
     /// A zeroed buffer of `len` bytes, a multiple of the block.
     fn buffer(&self, len: usize) -> <Self::File as HostFile>::Buf;
+    /// Makes memory's whole capacity resident, without stopping this thread for it; the contents do not matter.
+    fn touch(&self, memory: BytesMut) -> impl Future<Output = BytesMut>;
     /// Opens a file.
     fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>>;
     /// Makes a folder and its parents.

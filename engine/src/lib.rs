@@ -8,6 +8,7 @@
 //! Reading order: [`layout`] and [`batch`] (what is on disk) → [`journal`] (how an append becomes durable) →
 //! [`log`] (one partition) → [`shard`] (all of them, with the write path and the read path) → [`recovery`].
 
+pub mod arena;
 pub mod batch;
 pub mod cache;
 pub mod checkpoint;
@@ -19,6 +20,7 @@ pub mod journal;
 pub mod kafka_batch;
 pub mod layout;
 pub mod log;
+pub mod paged;
 pub mod recovery;
 pub mod retention;
 pub mod segment;

@@ -195,7 +195,7 @@ async fn write<H: Host>(
         let base = run[0].header.segment_base;
         let file = files.get(key, base, true).await?;
         let path = segment_path(logs_dir, &key, base);
-        segment::write_run(host, &file, &path, run).await?;
+        segment::write_run(host, &file, &path, run, None).await?;
         if touched.last().is_none_or(|(b, _, _)| *b != base) {
             touched.push((base, file, path));
         }

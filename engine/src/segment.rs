@@ -12,11 +12,17 @@ use crate::{
     error::StorageError,
     host::{Host, HostFile, OpenMode, SharedFile},
     layout::{BLOCK, FileHeader, FileKind},
+    sync::Budget,
     types::{Offset, PartitionKey, align_up},
 };
 
-/// Bytes written by one operation during write-back.
+/// Bytes written by one operation.
 const PIECE: u64 = 1 << 20;
+/// The same in the background: the journal's next write waits behind at most a few of these.
+const PACED_PIECE: u64 = 128 << 10;
+/// Bytes that background writes of a shard may have in flight. The disk still sees the next piece before it is done
+/// with the last.
+pub const PACED_IN_FLIGHT: u64 = 2 * PACED_PIECE;
 
 /// Folder of a topic's partitions.
 #[must_use]
@@ -134,11 +140,17 @@ impl<H: Host> FileCache<H> {
 }
 
 /// Writes batches that stand side by side in one segment, in whole blocks. The first begins on a block and
-/// nothing else stands in the last one's.
+/// nothing else stands in the last one's. With `pace` the writes are small and wait for room in it.
 ///
 /// # Errors
 /// Any failure of the disk; what was written is then unknown.
-pub async fn write_run<H: Host>(host: &H, file: &H::File, path: &Path, run: &[Batch]) -> Result<(), StorageError> {
+pub async fn write_run<H: Host>(
+    host: &H,
+    file: &H::File,
+    path: &Path,
+    run: &[Batch],
+    pace: Option<&Rc<Budget>>,
+) -> Result<(), StorageError> {
     let (Some(first), Some(last)) = (run.first(), run.last()) else {
         return Ok(());
     };
@@ -148,8 +160,13 @@ pub async fn write_run<H: Host>(host: &H, file: &H::File, path: &Path, run: &[Ba
     // The segment's header goes out with its first batch.
     let mut at = if start == BLOCK { 0 } else { start };
     let mut next = 0;
+    let piece = if pace.is_some() { PACED_PIECE } else { PIECE };
     while at < end {
-        let piece_end = (at + PIECE).min(end);
+        let piece_end = (at + piece).min(end);
+        let _room = match pace {
+            Some(budget) => Some(budget.acquire(piece_end - at).await),
+            None => None,
+        };
         let mut buf = host.buffer((piece_end - at) as usize);
         if at == 0 {
             FileHeader {

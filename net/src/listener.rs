@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    ops::Range,
     os::fd::{FromRawFd, IntoRawFd},
 };
 
@@ -60,22 +61,37 @@ impl Listener {
 /// Where responses go.
 pub type Writer = WriteHalf<TcpStream>;
 
-/// The receiving half of a connection.
+/// The receiving half of a connection: one buffer that is read into again and again. A frame is copied out of it, or, if it
+/// is large, read into memory of exactly its size, so that what is kept of a request never keeps more than the request.
 pub struct FrameReader<R> {
     stream: R,
-    buffer: BytesMut,
+    buffer: Vec<u8>,
+    /// Bytes of the buffer that hold something not handed out yet.
+    filled: Range<usize>,
+    /// Reads in a row that needed no more than the smallest buffer.
+    small_reads: u32,
     limit: usize,
 }
 
-/// Bytes asked of the socket at once: a few small requests, and little memory for an idle connection.
-const READ_BYTES: usize = 4 << 10;
+/// Bytes asked of the socket at once while little comes; what an idle connection keeps.
+const READ_BYTES_MIN: usize = 4 << 10;
+/// The same while much comes.
+const READ_BYTES_MAX: usize = 64 << 10;
+/// Small reads after which a grown buffer is given back.
+const SMALL_READS: u32 = 64;
+/// Frames longer than this get memory of their own.
+const LARGE_FRAME: usize = 8 << 10;
+/// Memory paid for a stated length before any of its bytes have come.
+const TRUSTED: usize = 1 << 20;
 
 impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
     /// Reads frames of at most `limit` bytes.
     pub fn new(stream: R, limit: usize) -> Self {
         Self {
             stream,
-            buffer: BytesMut::new(),
+            buffer: vec![0; READ_BYTES_MIN],
+            filled: 0..0,
+            small_reads: 0,
             limit,
         }
     }
@@ -85,19 +101,20 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] for a length that no frame may have; the connection's errors.
     pub async fn next_length(&mut self) -> io::Result<Option<usize>> {
-        while self.buffer.len() < 4 {
-            if self.fill(READ_BYTES).await? == 0 {
-                return if self.buffer.is_empty() {
+        loop {
+            if let Some(prefix) = self.buffer[self.filled.clone()].first_chunk() {
+                return frame::length(*prefix, self.limit)
+                    .map(Some)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e));
+            }
+            if self.fill().await? == 0 {
+                return if self.filled.is_empty() {
                     Ok(None)
                 } else {
                     Err(io::ErrorKind::UnexpectedEof.into())
                 };
             }
         }
-        let prefix = [self.buffer[0], self.buffer[1], self.buffer[2], self.buffer[3]];
-        frame::length(prefix, self.limit)
-            .map(Some)
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     }
 
     /// Reads the frame whose length [`next_length`](Self::next_length) gave.
@@ -105,28 +122,61 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
     /// # Errors
     /// The connection's errors.
     pub async fn frame(&mut self, length: usize) -> io::Result<Bytes> {
-        let total = length + 4;
-        // A stated length is paid for as its bytes arrive, not in advance.
-        while self.buffer.len() < total {
-            let want = (total - self.buffer.len()).clamp(READ_BYTES, 1 << 20);
-            if self.fill(want).await? == 0 {
+        self.filled.start += 4;
+        if length > LARGE_FRAME && self.filled.len() < length {
+            return self.large_frame(length).await;
+        }
+        while self.filled.len() < length {
+            if self.fill().await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        let mut frame = self.buffer.split_to(total);
-        if self.buffer.is_empty() {
-            self.buffer = BytesMut::new();
+        let begin = self.filled.start;
+        self.filled.start += length;
+        Ok(Bytes::copy_from_slice(&self.buffer[begin..begin + length]))
+    }
+
+    async fn large_frame(&mut self, length: usize) -> io::Result<Bytes> {
+        let mut frame = BytesMut::zeroed(length.min(TRUSTED));
+        let mut have = self.filled.len();
+        frame[..have].copy_from_slice(&self.buffer[self.filled.clone()]);
+        self.filled = 0..0;
+        while have < length {
+            if have == frame.len() {
+                frame.resize(length.min(have * 2), 0);
+            }
+            match self.stream.read(&mut frame[have..]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => have += read,
+            }
         }
-        let _ = frame.split_to(4);
         Ok(frame.freeze())
     }
 
-    async fn fill(&mut self, want: usize) -> io::Result<usize> {
-        let have = self.buffer.len();
-        self.buffer.resize(have + want, 0);
-        let result = self.stream.read(&mut self.buffer[have..]).await;
-        self.buffer.truncate(have + *result.as_ref().unwrap_or(&0));
-        result
+    async fn fill(&mut self) -> io::Result<usize> {
+        if self.filled.is_empty() {
+            self.filled = 0..0;
+            if self.small_reads >= SMALL_READS && self.buffer.len() > READ_BYTES_MIN {
+                self.buffer = vec![0; READ_BYTES_MIN];
+            }
+        } else if self.filled.start > 0 {
+            self.buffer.copy_within(self.filled.clone(), 0);
+            self.filled = 0..self.filled.len();
+        }
+        if self.filled.end == self.buffer.len() {
+            self.buffer.resize(self.buffer.len() * 2, 0);
+        }
+        let read = self.stream.read(&mut self.buffer[self.filled.end..]).await?;
+        self.filled.end += read;
+        self.small_reads = if read <= READ_BYTES_MIN {
+            self.small_reads + 1
+        } else {
+            0
+        };
+        if self.filled.end == self.buffer.len() && self.buffer.len() < READ_BYTES_MAX {
+            self.buffer.resize(self.buffer.len() * 2, 0);
+        }
+        Ok(read)
     }
 }
 
@@ -142,4 +192,97 @@ pub fn split(stream: TcpStream, limit: usize) -> (FrameReader<futures_lite::io::
 /// The connection's errors.
 pub async fn send(writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
     writer.write_all(bytes).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Gives its bytes in pieces, as a socket may.
+    struct Pieces {
+        bytes: Vec<u8>,
+        at: usize,
+        lengths: Vec<usize>,
+        reads: usize,
+    }
+
+    impl futures_lite::AsyncRead for Pieces {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+            let wanted = self.lengths[self.reads % self.lengths.len()];
+            let len = wanted.min(buffer.len()).min(self.bytes.len() - self.at);
+            buffer[..len].copy_from_slice(&self.bytes[self.at..self.at + len]);
+            self.at += len;
+            self.reads += 1;
+            Poll::Ready(Ok(len))
+        }
+    }
+
+    fn pieces(frames: &[Vec<u8>], lengths: Vec<usize>) -> Pieces {
+        let bytes = frames
+            .iter()
+            .flat_map(|f| (f.len() as u32).to_be_bytes().into_iter().chain(f.iter().copied()))
+            .collect();
+        Pieces {
+            bytes,
+            at: 0,
+            lengths,
+            reads: 0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_whole_however_they_arrive(
+            sizes in prop::collection::vec(
+                prop_oneof![0_usize..50, 0_usize..10_000, Just(LARGE_FRAME), Just(LARGE_FRAME + 1), 0_usize..3_000_000],
+                1..12,
+            ),
+            lengths in prop::collection::vec(prop_oneof![1_usize..9, 1_usize..5_000, Just(1 << 20)], 1..8),
+            cut in 1_usize..20,
+        ) {
+            // Byte by byte is for small frames.
+            let cap = if lengths.iter().all(|l| *l < 9) { 20_000 } else { 3_000_000 };
+            let frames: Vec<Vec<u8>> = sizes
+                .iter()
+                .enumerate()
+                .map(|(n, size)| (0..*size.min(&cap)).map(|i| (i + n) as u8).collect())
+                .collect();
+            futures_lite::future::block_on(async {
+                let mut reader = FrameReader::new(pieces(&frames, lengths.clone()), 4_000_000);
+                for frame in &frames {
+                    let length = reader.next_length().await.expect("a good length").expect("a frame");
+                    prop_assert_eq!(&reader.frame(length).await.expect("a frame")[..], &frame[..]);
+                }
+                prop_assert_eq!(reader.next_length().await.expect("the end"), None);
+                // A stream that ends inside a frame is an error, not an end.
+                let mut short = pieces(&frames, lengths);
+                let len = short.bytes.len();
+                short.bytes.truncate(len - cut.min(frames.last().map_or(0, Vec::len) + 3));
+                let mut reader = FrameReader::new(short, 4_000_000);
+                let mut last = Ok(0);
+                loop {
+                    match reader.next_length().await {
+                        Ok(Some(length)) => match reader.frame(length).await {
+                            Ok(frame) => last = Ok(frame.len()),
+                            Err(e) => last = Err(e.kind()),
+                        },
+                        Ok(None) => break,
+                        Err(e) => last = Err(e.kind()),
+                    }
+                    if last.is_err() {
+                        break;
+                    }
+                }
+                prop_assert_eq!(last, Err(io::ErrorKind::UnexpectedEof));
+                Ok(())
+            })?;
+        }
+    }
 }

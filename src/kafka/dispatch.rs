@@ -35,7 +35,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
     }
     let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());
     match request.body {
-        RequestKind::Produce(r) => match h::produce::handle(node, version, r).await {
+        RequestKind::Produce(r) => match h::produce::handle(node, version, request.frame_len, r).await {
             h::produce::Outcome::Answer(response) => answer!(response),
             h::produce::Outcome::Silent => Reply::Nothing,
             h::produce::Outcome::Close => Reply::Close,

@@ -170,7 +170,7 @@ pub async fn wait_for_bytes(node: &Rc<Node>, reads: Vec<Read>, min_bytes: u64, t
         cancel.waker.register(cx.waker());
         let mut bytes = 0;
         for (partition, offset) in &partitions {
-            bytes += partition.bytes_available(*offset);
+            bytes += partition.bytes_available(*offset, min_bytes.saturating_sub(bytes));
             if bytes >= min_bytes || partition.is_deleted() || partition.status().log_start > *offset {
                 return Poll::Ready(());
             }

@@ -17,6 +17,7 @@ use ::glommio::{
     TaskQueueHandle,
     io::{Directory, DmaBuffer, DmaFile, OpenOptions},
 };
+use bytes::BytesMut;
 
 use super::durable::DurableWrites;
 use crate::host::{Host, HostFile, OpenMode};
@@ -120,6 +121,16 @@ impl Host for GlommioHost {
         let mut buf = ::glommio::allocate_dma_buffer(len);
         buf.as_bytes_mut().fill(0);
         DmaBuf(buf)
+    }
+
+    async fn touch(&self, mut memory: BytesMut) -> BytesMut {
+        ::glommio::executor()
+            .spawn_blocking(move || {
+                memory.resize(memory.capacity(), 0);
+                memory.clear();
+                memory
+            })
+            .await
     }
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<GlommioFile> {

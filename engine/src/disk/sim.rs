@@ -18,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
+
 use crate::{
     host::{Host, HostFile, OpenMode},
     layout::BLOCK,
@@ -474,6 +476,10 @@ impl Host for SimHost {
 
     fn buffer(&self, len: usize) -> SimBuf {
         SimBuf(vec![0; len])
+    }
+
+    async fn touch(&self, memory: BytesMut) -> BytesMut {
+        memory
     }
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {

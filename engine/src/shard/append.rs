@@ -5,6 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::{
+    arena::PLACED_MAX,
     batch::{Batch, BatchHeader, PayloadFormat, RecordKind},
     error::{AppendError, StorageError},
     host::{Host, HostFile},
@@ -17,7 +18,7 @@ use crate::{
         commit::Completion,
         partition::{Gated, Partition, TAIL_OVERHEAD, TailEntry},
     },
-    sync::Permit,
+    sync::{Budget, Permit},
     types::{LeaderEpoch, Offset, PartitionKey},
 };
 
@@ -132,6 +133,9 @@ impl<H: Host> Shard<H> {
         let base_offset = partition.state.borrow().log_end();
         for mut batch in batches {
             let direct = batch.payload.len() >= inner.config.direct_bytes_min;
+            if batch.payload.len() <= PLACED_MAX {
+                batch.payload = inner.arena.place(&batch.payload);
+            }
             let restarted_at = {
                 let mut state = partition.state.borrow_mut();
                 let before = state.segments().last().map(|s| (s.base, s.end));
@@ -168,10 +172,10 @@ impl<H: Host> Shard<H> {
             .bytes_in
             .set(counters.bytes_in.get() + batch.payload.len() as u64);
         self.mark_dirty(partition);
-        partition.tail.borrow_mut().push_back(Box::new(TailEntry {
+        partition.tail.borrow_mut().push_back(TailEntry {
             batch: batch.clone(),
             written: false,
-        }));
+        });
         self.0
             .tail_order
             .borrow_mut()
@@ -242,7 +246,7 @@ impl<H: Host> Shard<H> {
                 partition.gate.borrow_mut().running = false;
                 return;
             }
-            let written = self.write_to_segments(partition, &group).await;
+            let written = self.write_to_segments(partition, &group, None).await;
             let to_journal = match written {
                 Ok(()) => false,
                 // The journal has room of its own; the segment gets the batch when the disk has room again.
@@ -293,14 +297,19 @@ impl<H: Host> Shard<H> {
     }
 
     /// Writes batches of one partition where they belong and flushes every file touched.
-    pub(crate) async fn write_to_segments(&self, partition: &Partition, batches: &[Batch]) -> Result<(), StorageError> {
+    pub(crate) async fn write_to_segments(
+        &self,
+        partition: &Partition,
+        batches: &[Batch],
+        pace: Option<&Rc<Budget>>,
+    ) -> Result<(), StorageError> {
         let inner = &self.0;
         let mut flush_last = None;
         for run in segment::runs(batches) {
             let base = run[0].header.segment_base;
             let file = inner.files.get(partition.key, base, true).await?;
             let path = segment_path(inner.files.logs(), &partition.key, base);
-            segment::write_run(&inner.host, &file, &path, run).await?;
+            segment::write_run(&inner.host, &file, &path, run, pace).await?;
             inner.read_cache.invalidate(
                 partition.key,
                 base,
@@ -326,7 +335,7 @@ impl<H: Host> Shard<H> {
         let from = tail.partition_point(|e| e.batch.header.base_offset < first);
         // Both are in the order of offsets: one walk, however many there are.
         let mut batches = batches.iter().peekable();
-        for entry in tail.range_mut(from..) {
+        for entry in tail.iter_mut_from(from) {
             let offset = entry.batch.header.base_offset;
             while batches.next_if(|b| b.header.base_offset < offset).is_some() {}
             match batches.peek() {

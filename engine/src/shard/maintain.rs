@@ -89,7 +89,7 @@ impl<H: Host> Shard<H> {
     pub(crate) async fn remove_segments(&self, partition: &Rc<Partition>, gone: Vec<SegmentMeta>) {
         // Batches of removed segments that are in memory only need not be written any more. Only whole segments:
         // what stays must begin on a block.
-        for entry in partition.tail.borrow_mut().iter_mut() {
+        for entry in partition.tail.borrow_mut().iter_mut_from(0) {
             entry.written |= gone.iter().any(|s| s.base == entry.batch.header.segment_base);
         }
         let logs = self.0.files.logs();
@@ -129,8 +129,8 @@ impl<H: Host> Shard<H> {
         self.0.read_cache.forget(*key);
         let freed: usize = partition
             .tail
-            .borrow_mut()
-            .drain(..)
+            .take()
+            .iter_from(0)
             .map(|e| e.batch.payload.len() + super::partition::TAIL_OVERHEAD)
             .sum();
         self.0.tail_bytes.set(self.0.tail_bytes.get().saturating_sub(freed));

@@ -16,7 +16,7 @@ mod writeback;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -27,12 +27,14 @@ pub use partition::{Partition, PartitionStatus};
 pub use read::{FoundTime, Records};
 
 use crate::{
+    arena::Arena,
     cache::ReadCache,
     error::StorageError,
     host::Host,
     journal::{Journal, JournalConfig},
     log::{LogConfig, LogState},
-    segment::FileCache,
+    paged::PagedDeque,
+    segment::{FileCache, PACED_IN_FLIGHT},
     sync::{Budget, Permit, WaitList},
     types::{Offset, PartitionKey},
 };
@@ -113,8 +115,11 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) files: FileCache<H>,
     pub(crate) read_cache: ReadCache,
     pub(crate) queue: Rc<Budget>,
+    /// Bytes being written to segments in the background.
+    pub(crate) writing: Rc<Budget>,
+    pub(crate) arena: Arena,
     /// Batches in memory, oldest first: the order of eviction.
-    pub(crate) tail_order: RefCell<VecDeque<(Rc<Partition>, Offset)>>,
+    pub(crate) tail_order: RefCell<PagedDeque<(Rc<Partition>, Offset)>>,
     pub(crate) tail_bytes: Cell<usize>,
     pub(crate) dirty: RefCell<Vec<Rc<Partition>>>,
     pub(crate) writeback_wanted: Cell<bool>,
@@ -162,6 +167,8 @@ impl<H: Host> Shard<H> {
             files: FileCache::new(host.clone(), config.logs_dir(), config.open_files),
             read_cache: ReadCache::new(config.read_cache_bytes),
             queue: Budget::new(config.queue_bytes),
+            writing: Budget::new(PACED_IN_FLIGHT),
+            arena: Arena::new(config.tail_bytes),
             host,
             partitions: RefCell::default(),
             tail_order: RefCell::default(),
@@ -183,6 +190,13 @@ impl<H: Host> Shard<H> {
         let host = shard.0.host.clone();
         let s = shard.clone();
         host.spawn(async move { s.write_back_loop().await });
+        let s = shard.clone();
+        host.spawn(async move {
+            while !s.0.closing.get() {
+                let chunk = s.0.arena.next_wanted().await;
+                s.0.arena.add(s.0.host.touch(chunk).await);
+            }
+        });
         let s = shard.clone();
         host.spawn(async move {
             if let Err(error) = s.0.journal.grow().await {

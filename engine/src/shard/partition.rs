@@ -13,6 +13,7 @@ use crate::{
     index::SegmentIndex,
     journal::Entry,
     log::{LogConfig, LogState},
+    paged::PagedDeque,
     shard::commit::Completion,
     sync::WaitList,
     types::{LeaderEpoch, Offset, PartitionKey},
@@ -57,8 +58,7 @@ pub struct Partition {
     pub key: PartitionKey,
     pub(crate) state: RefCell<LogState>,
     pub(crate) config: Cell<LogConfig>,
-    /// Boxed: a deque of large entries stops the shard for milliseconds each time it grows.
-    pub(crate) tail: RefCell<VecDeque<Box<TailEntry>>>,
+    pub(crate) tail: RefCell<PagedDeque<TailEntry>>,
     pub(crate) gate: RefCell<Gate>,
     pub(crate) changed: WaitList,
     pub(crate) poisoned: RefCell<Option<String>>,
@@ -200,9 +200,10 @@ impl Partition {
         self.deleted.get()
     }
 
-    /// Bytes of batches in memory between `offset` and the high watermark; a lower bound of what a read would give.
+    /// Bytes of batches in memory between `offset` and the high watermark, counted until they are `enough`; a lower bound
+    /// of what a read would give.
     #[must_use]
-    pub fn bytes_available(&self, offset: Offset) -> u64 {
+    pub fn bytes_available(&self, offset: Offset, enough: u64) -> u64 {
         let state = self.state.borrow();
         let hw = state.high_watermark();
         if offset >= hw {
@@ -210,11 +211,13 @@ impl Partition {
         }
         let tail = self.tail.borrow();
         let from = tail.partition_point(|e| e.batch.header.last_offset < offset);
-        let in_tail: u64 = tail
-            .range(from..)
-            .take_while(|e| e.batch.header.last_offset < hw)
-            .map(|e| u64::from(e.batch.header.payload_len))
-            .sum();
+        let mut in_tail = 0;
+        for entry in tail.iter_from(from).take_while(|e| e.batch.header.last_offset < hw) {
+            in_tail += u64::from(entry.batch.header.payload_len);
+            if in_tail >= enough {
+                break;
+            }
+        }
         match tail.front() {
             Some(first) if first.batch.header.base_offset <= offset => in_tail,
             // What lies in segments is not counted batch by batch; it is there, and that is enough to answer.

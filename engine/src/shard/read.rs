@@ -124,7 +124,7 @@ impl<H: Host> Shard<H> {
                 counters.tail_reads.set(counters.tail_reads.get() + 1);
                 let tail = partition.tail.borrow();
                 let from = tail.partition_point(|e| e.batch.header.last_offset < next);
-                for entry in tail.range(from..) {
+                for entry in tail.iter_from(from) {
                     if entry.batch.header.last_offset >= limit || !visit(&entry.batch) {
                         return Ok(());
                     }

@@ -154,13 +154,14 @@ impl<H: Host> Shard<H> {
         let batches: Vec<Batch> = {
             let tail = partition.tail.borrow();
             let from = tail.partition_point(|e| e.batch.header.base_offset < partition.unwritten_from.get());
-            tail.range(from..)
+            tail.iter_from(from)
                 .take_while(|e| e.batch.header.base_offset < end)
                 .filter(|e| !e.written)
                 .map(|e| e.batch.clone())
                 .collect()
         };
-        self.write_to_segments(partition, &batches).await?;
+        self.write_to_segments(partition, &batches, Some(&self.0.writing))
+            .await?;
         self.mark_written(partition, &batches);
         partition.unwritten_from.set(end);
         *partition.in_segments.borrow_mut() = Rc::new(snapshot);
@@ -174,7 +175,7 @@ impl<H: Host> Shard<H> {
         let batches: Vec<Batch> = partition
             .tail
             .borrow()
-            .iter()
+            .iter_from(0)
             .filter(|e| !e.written && e.batch.header.last_offset < high_watermark)
             .map(|e| e.batch.clone())
             .collect();

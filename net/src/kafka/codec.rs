@@ -48,6 +48,8 @@ pub struct Request {
     pub correlation_id: i32,
     /// As the client calls itself.
     pub client_id: Option<StrBytes>,
+    /// Bytes of the frame it came in.
+    pub frame_len: usize,
     /// The body.
     pub body: RequestKind,
 }
@@ -57,7 +59,8 @@ pub struct Request {
 /// # Errors
 /// [`DecodeError`].
 pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
-    if frame.len() < 8 {
+    let frame_len = frame.len();
+    if frame_len < 8 {
         return Err(DecodeError::Malformed {
             what: "header".into(),
             reason: format!("{} bytes", frame.len()),
@@ -94,6 +97,7 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
         version,
         correlation_id,
         client_id: header.client_id,
+        frame_len,
         body,
     })
 }

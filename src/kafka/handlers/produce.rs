@@ -77,11 +77,19 @@ impl Rules {
     }
 }
 
-/// Handles a request.
-pub async fn handle(node: &Rc<Node>, version: i16, request: ProduceRequest) -> Outcome {
+/// What holds for all batches of a request.
+struct Asked {
+    acks: i16,
+    now: i64,
+    frame_len: usize,
+}
+
+/// Handles a request that came in a frame of `frame_len` bytes.
+pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: ProduceRequest) -> Outcome {
     let view = node.view();
     let now = node.now_ms();
     let acks = request.acks;
+    let asked = Asked { acks, now, frame_len };
     let refused = if !(-1..=1).contains(&acks) {
         Some(Failure::from(ResponseError::InvalidRequiredAcks))
     } else if request.transactional_id.is_some() {
@@ -105,7 +113,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ProduceRequest) -> O
             let result = match (&refused, &found, &rules) {
                 (Some(failure), _, _) | (None, Err(failure), _) => Err(failure.clone()),
                 (None, Ok(image), Some(rules)) if seen.insert((image.id, data.index)) => {
-                    prepare(&view, image, data.index, data.records, rules, acks, now)
+                    prepare(&view, image, data.index, data.records, rules, &asked)
                 }
                 (None, Ok(_), _) => Err(Failure::new(
                     ResponseError::InvalidRequest,
@@ -178,8 +186,7 @@ fn prepare(
     partition: i32,
     records: Option<Bytes>,
     rules: &Rules,
-    acks: i16,
-    now: i64,
+    asked: &Asked,
 ) -> Result<(usize, Append), Failure> {
     let resolved = Node::resolve(view, topic, partition).ok_or_else(Failure::unknown_partition)?;
     if topic.name == OFFSETS_TOPIC {
@@ -188,7 +195,7 @@ fn prepare(
             "only the group coordinator writes to this topic",
         ));
     }
-    if acks == -1 && resolved.isr < rules.min_insync {
+    if asked.acks == -1 && resolved.isr < rules.min_insync {
         return Err(Failure::new(
             ResponseError::NotEnoughReplicas,
             format!(
@@ -207,8 +214,12 @@ fn prepare(
         }
         .into());
     };
-    check(&info, &batch, rules, now)?;
-    let (info, batch) = rewrite(info, batch, rules, now)?;
+    check(&info, &batch, rules, asked.now)?;
+    let (info, mut batch) = rewrite(info, batch, rules, asked.now)?;
+    // The engine copies small batches. A large one keeps the request it is part of, which must not be many times larger.
+    if batch.len() < asked.frame_len / 4 {
+        batch = Bytes::copy_from_slice(&batch);
+    }
     Ok((
         resolved.shard,
         Append {
