@@ -1,19 +1,21 @@
-//! What the disk does: prewritten file, direct I/O, one write at a time.
+//! What disk and network do without a broker, by io_uring: a prewritten file with direct I/O, one write at a time; an
+//! echo over loopback, one message at a time.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
-    error::Error,
     fs::{File, OpenOptions, remove_file},
     io,
+    net::{TcpListener, TcpStream},
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
+    thread,
     time::Instant,
 };
 
+use crate::Outcome;
+
 use hdrhistogram::Histogram;
 use io_uring::{IoUring, opcode, squeue, types};
-
-use crate::summary;
 
 const BLOCK: usize = 4096;
 const O_DIRECT: i32 = 0o40000;
@@ -27,7 +29,7 @@ struct Aligned {
 }
 
 impl Aligned {
-    fn new(len: usize) -> Result<Self, Box<dyn Error>> {
+    fn new(len: usize) -> Outcome<Self> {
         let layout = Layout::from_size_align(len, BLOCK)?;
         // SAFETY: the layout has a size above zero; a null pointer is refused below.
         let start = unsafe { alloc_zeroed(layout) };
@@ -45,8 +47,33 @@ impl Drop for Aligned {
     }
 }
 
-/// Measures and prints.
-pub fn run(dir: &Path, size: usize, count: usize) -> Result<(), Box<dyn Error>> {
+/// Latencies in nanoseconds.
+pub struct Floor {
+    parts: Vec<(&'static str, Histogram<u64>)>,
+}
+
+impl Floor {
+    /// A line for each operation.
+    pub fn lines(&self) -> Vec<String> {
+        let us = |h: &Histogram<u64>, q: f64| h.value_at_quantile(q) as f64 / 1000.0;
+        self.parts
+            .iter()
+            .map(|(name, h)| {
+                format!(
+                    "{name}: n {} p50 {:.0} p99 {:.0} p99.9 {:.0} max {:.0} us",
+                    h.len(),
+                    us(h, 0.5),
+                    us(h, 0.99),
+                    us(h, 0.999),
+                    h.max() as f64 / 1000.0
+                )
+            })
+            .collect()
+    }
+}
+
+/// Measures.
+pub fn run(dir: &Path, size: usize, count: usize) -> Outcome<Floor> {
     let len = size.div_ceil(BLOCK) * BLOCK;
     let path = dir.join(".millrace-bench-floor");
     let file = OpenOptions::new()
@@ -55,13 +82,82 @@ pub fn run(dir: &Path, size: usize, count: usize) -> Result<(), Box<dyn Error>> 
         .create(true)
         .truncate(true)
         .custom_flags(O_DIRECT)
-        .open(&path)?;
+        .open(&path)
+        .map_err(|e| format!("{}: {e}", path.display()))?;
     let measured = measure(&file, len, count);
     remove_file(&path)?;
-    measured
+    let mut parts = measured?;
+    parts.push(("echo over loopback", echo(size, count)?));
+    Ok(Floor { parts })
 }
 
-fn measure(file: &File, len: usize, count: usize) -> Result<(), Box<dyn Error>> {
+/// One side sends, the other sends back.
+fn echo(size: usize, count: usize) -> Outcome<Histogram<u64>> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut client = Side::new(TcpStream::connect(listener.local_addr()?)?, size)?;
+    let (stream, _) = listener.accept()?;
+    let server = thread::spawn(move || -> io::Result<()> {
+        let mut side = Side::new(stream, size)?;
+        for _ in 0..count {
+            side.receive()?;
+            side.send()?;
+        }
+        Ok(())
+    });
+    let mut histogram = Histogram::<u64>::new(3)?;
+    for _ in 0..count {
+        let began = Instant::now();
+        client.send()?;
+        client.receive()?;
+        histogram.record(began.elapsed().as_nanos() as u64)?;
+    }
+    server.join().map_err(|_| "the echo's thread panicked")??;
+    Ok(histogram)
+}
+
+struct Side {
+    stream: TcpStream,
+    ring: IoUring,
+    buffer: Vec<u8>,
+}
+
+impl Side {
+    fn new(stream: TcpStream, size: usize) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            ring: IoUring::new(4)?,
+            buffer: vec![0; size],
+        })
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        let fd = types::Fd(self.stream.as_raw_fd());
+        let mut done = 0;
+        while done < self.buffer.len() {
+            let rest = &self.buffer[done..];
+            let entry = opcode::Send::new(fd, rest.as_ptr(), rest.len() as u32).build();
+            done += submit(&mut self.ring, &[entry])?;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        let fd = types::Fd(self.stream.as_raw_fd());
+        let mut done = 0;
+        while done < self.buffer.len() {
+            let rest = &mut self.buffer[done..];
+            let entry = opcode::Recv::new(fd, rest.as_mut_ptr(), rest.len() as u32).build();
+            match submit(&mut self.ring, &[entry])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn measure(file: &File, len: usize, count: usize) -> Outcome<Vec<(&'static str, Histogram<u64>)>> {
     let buffer = Aligned::new(FILE_BYTES)?;
     let mut ring = IoUring::new(8)?;
     let fd = types::Fd(file.as_raw_fd());
@@ -75,7 +171,7 @@ fn measure(file: &File, len: usize, count: usize) -> Result<(), Box<dyn Error>> 
     // The three take turns, so that a noisy neighbour meets all of them.
     for n in 0..count {
         let at = (n * len % (FILE_BYTES - len) / BLOCK * BLOCK) as u64;
-        let mut timed = |histogram: &mut Histogram<u64>, entries: &[squeue::Entry]| -> Result<(), Box<dyn Error>> {
+        let mut timed = |histogram: &mut Histogram<u64>, entries: &[squeue::Entry]| -> Outcome<()> {
             let began = Instant::now();
             submit(&mut ring, entries)?;
             histogram.record(began.elapsed().as_nanos() as u64)?;
@@ -88,23 +184,26 @@ fn measure(file: &File, len: usize, count: usize) -> Result<(), Box<dyn Error>> 
         )?;
         timed(&mut dsync, &[write(len, at).rw_flags(RWF_DSYNC).build()])?;
     }
-    println!("{}", summary("direct write", &written));
-    println!("{}", summary("direct write, linked fdatasync", &linked));
-    println!("{}", summary("direct write, RWF_DSYNC", &dsync));
-    Ok(())
+    Ok(vec![
+        ("direct write", written),
+        ("direct write, linked fdatasync", linked),
+        ("direct write, RWF_DSYNC", dsync),
+    ])
 }
 
-/// Submits and waits for all.
-fn submit(ring: &mut IoUring, entries: &[squeue::Entry]) -> io::Result<()> {
+/// Submits and waits for all; returns the bytes that they moved.
+fn submit(ring: &mut IoUring, entries: &[squeue::Entry]) -> io::Result<usize> {
     for entry in entries {
-        // SAFETY: file and buffer outlive the operation: every one is waited for below, before this returns.
+        // SAFETY: descriptor and buffer outlive the operation: every one is waited for below, before this returns.
         unsafe { ring.submission().push(entry) }.map_err(|e| io::Error::other(e.to_string()))?;
     }
     ring.submit_and_wait(entries.len())?;
+    let mut moved = 0;
     for done in ring.completion() {
-        if done.result() < 0 {
-            return Err(io::Error::from_raw_os_error(-done.result()));
+        match usize::try_from(done.result()) {
+            Ok(bytes) => moved += bytes,
+            Err(_) => return Err(io::Error::from_raw_os_error(-done.result())),
         }
     }
-    Ok(())
+    Ok(moved)
 }

@@ -1,0 +1,384 @@
+//! Rounds: each target in turn, started on an empty folder, warmed, driven, stopped.
+//!
+//! Fair by construction: the same client, workloads, disk and cores; every target's defaults; topics made with the same
+//! number of partitions; and a second pair at equal durability, by the topic setting that both have (`flush.messages`).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Outcome, floor,
+    load::{self, Measured},
+    process, report,
+    result::{self, RunResult},
+    target::{self, Running, Target},
+    wire,
+    workload::{self, Workload},
+};
+
+/// How to compare.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Folder for results and report; also the disk that is used.
+    #[arg(long, default_value = "target/bench")]
+    dir: PathBuf,
+    /// Folder that keeps Kafka's jars.
+    #[arg(long, default_value = "target/bench-cache")]
+    cache: PathBuf,
+    /// Millrace's program [default: the one beside this]
+    #[arg(long)]
+    millrace: Option<PathBuf>,
+    /// Version of Apache Kafka.
+    #[arg(long, default_value = "4.3.1")]
+    kafka_version: String,
+    /// Leave Apache Kafka out.
+    #[arg(long)]
+    no_kafka: bool,
+    /// Another broker that speaks the Kafka protocol and runs already, NAME=HOST:PORT.
+    #[arg(long = "target")]
+    targets: Vec<String>,
+    /// Kafka's heap, and Millrace's memory.
+    #[arg(long, default_value = "1g")]
+    memory: String,
+    /// Rounds; every target runs once in each.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// File of workloads [default: the standard ones]
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// Only these workloads, by name.
+    #[arg(long = "only")]
+    only: Vec<String>,
+    /// Seconds of load before the first workload of a start, so that a JVM has compiled what it runs.
+    #[arg(long, default_value_t = 15)]
+    warm_up: u64,
+    /// Seconds measured, instead of what the workloads say.
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+/// A target under a setting.
+struct Variant {
+    name: String,
+    configs: Vec<(String, String)>,
+}
+
+struct Entrant {
+    name: String,
+    target: Target,
+    variants: Vec<Variant>,
+}
+
+/// What a report says of the circumstances.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Circumstances {
+    /// The command that repeats it.
+    pub command: String,
+    /// Seconds since 1970 at the start.
+    pub started: u64,
+    /// Processor, cores, memory, kernel, file system.
+    pub machine: Vec<String>,
+    /// Each target, with how it was started.
+    pub targets: Vec<String>,
+    /// Each variant's name with its topic settings.
+    pub variants: Vec<(String, String)>,
+    /// Pairs to compare: ours, theirs, and what makes the pair fair.
+    pub pairs: Vec<(String, String, String)>,
+    /// What disk and network did before the first round.
+    pub floor: Vec<String>,
+    /// Seconds of warm-up load after each start.
+    pub warm_up: u64,
+    /// Rounds asked for.
+    pub rounds: usize,
+}
+
+static TOPICS: AtomicU64 = AtomicU64::new(0);
+
+/// One workload against a broker that is there.
+///
+/// # Errors
+/// The broker refuses or fails.
+pub fn one(
+    address: &str,
+    pid: Option<u32>,
+    w: &Workload,
+    variant: &str,
+    configs: &[(String, String)],
+    round: usize,
+    start_ms: f64,
+) -> Outcome<(RunResult, Measured)> {
+    // Unique on a broker that outlives this process, too.
+    let topic = format!(
+        "bench-{}-{}-{}",
+        w.name,
+        std::process::id(),
+        TOPICS.fetch_add(1, Ordering::Relaxed)
+    );
+    wire::create_topic(address, &topic, w.partitions, configs)?;
+    let mut readings = Vec::with_capacity(2);
+    let measured = load::run(address, &topic, w, || {
+        readings.push((process::usage(pid.unwrap_or(0)), process::usage(std::process::id())));
+    })?;
+    wire::delete_topic(address, &topic)?;
+    let used = match readings.as_slice() {
+        [(broker, generator), (broker_end, generator_end)] => {
+            (broker_end.since(broker), generator_end.since(generator))
+        }
+        _ => Default::default(),
+    };
+    let result = result::assemble(w, variant, round, &measured, used, start_ms);
+    Ok((result, measured))
+}
+
+fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
+    let flush = |value: &str| vec![("flush.messages".to_owned(), value.to_owned())];
+    let never = i64::MAX.to_string();
+    let binary = match &options.millrace {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("millrace"),
+    };
+    let mut all = vec![Entrant {
+        name: "millrace".into(),
+        target: Target::Millrace {
+            binary,
+            memory: format!("{}iB", options.memory.to_uppercase()),
+        },
+        variants: vec![
+            Variant {
+                name: "Millrace".into(),
+                configs: Vec::new(),
+            },
+            Variant {
+                name: "Millrace, relaxed flush".into(),
+                configs: flush(&never),
+            },
+        ],
+    }];
+    if !options.no_kafka {
+        all.push(Entrant {
+            name: "kafka".into(),
+            target: Target::Kafka {
+                lib: target::fetch_kafka(&options.cache, &options.kafka_version)?,
+                version: options.kafka_version.clone(),
+                heap: options.memory.clone(),
+            },
+            variants: vec![
+                Variant {
+                    name: "Kafka".into(),
+                    configs: Vec::new(),
+                },
+                Variant {
+                    name: "Kafka, flushing".into(),
+                    configs: flush("1"),
+                },
+            ],
+        });
+    }
+    for given in &options.targets {
+        let (name, address) = given.split_once('=').ok_or("--target takes NAME=HOST:PORT")?;
+        all.push(Entrant {
+            name: name.into(),
+            target: Target::External {
+                address: address.into(),
+            },
+            variants: vec![Variant {
+                name: name.into(),
+                configs: Vec::new(),
+            }],
+        });
+    }
+    Ok(all)
+}
+
+fn pairs(options: &Options) -> Vec<(String, String, String)> {
+    let pair = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+    let mut pairs = Vec::new();
+    if !options.no_kafka {
+        pairs.extend([
+            pair(
+                "Millrace",
+                "Kafka",
+                "both at their defaults: Millrace flushes before it acknowledges, Kafka does not",
+            ),
+            pair(
+                "Millrace",
+                "Kafka, flushing",
+                "equal durability: both flush before they acknowledge",
+            ),
+            pair(
+                "Millrace, relaxed flush",
+                "Kafka",
+                "equal durability: neither flushes before it acknowledges",
+            ),
+        ]);
+    }
+    for given in &options.targets {
+        if let Some((name, _)) = given.split_once('=') {
+            pairs.push(pair("Millrace", name, "each at its defaults"));
+        }
+    }
+    pairs
+}
+
+fn machine(dir: &Path) -> Vec<String> {
+    let read = |p: &str| fs::read_to_string(p).unwrap_or_default();
+    let after = |text: &str, name: &str| {
+        text.lines()
+            .find_map(|l| l.strip_prefix(name))
+            .map(|l| l.trim_start_matches([' ', '\t', ':']).trim().to_owned())
+            .unwrap_or_default()
+    };
+    let cpu = read("/proc/cpuinfo");
+    let cores = cpu.lines().filter(|l| l.starts_with("processor")).count();
+    let file_system = Command::new("stat")
+        .args(["-f", "-c", "%T"])
+        .arg(dir)
+        .output()
+        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+        .unwrap_or_default();
+    vec![
+        format!("{cores} cores, {}", after(&cpu, "model name")),
+        format!("memory {}", after(&read("/proc/meminfo"), "MemTotal")),
+        format!("kernel {}", read("/proc/sys/kernel/osrelease").trim()),
+        format!("file system {file_system}"),
+    ]
+}
+
+/// Compares.
+///
+/// # Errors
+/// A target does not start, or the folder cannot be written. What was done stays, and is reported.
+pub fn run(options: &Options) -> Outcome<()> {
+    let mut workloads = workload::load(options.file.as_deref())?;
+    if let Some(unknown) = options.only.iter().find(|o| workloads.iter().all(|w| w.name != **o)) {
+        return Err(format!("no workload is called {unknown}").into());
+    }
+    workloads.retain(|w| options.only.is_empty() || options.only.contains(&w.name));
+    for w in &mut workloads {
+        w.seconds = options.seconds.unwrap_or(w.seconds);
+    }
+    let entrants = entrants(options)?;
+    fs::create_dir_all(&options.dir)?;
+    let runs = options.dir.join("runs");
+    if runs.exists() {
+        fs::remove_dir_all(&runs)?;
+    }
+    let circumstances = Circumstances {
+        command: std::env::args()
+            .enumerate()
+            .map(|(n, a)| if n == 0 { "millrace-bench".into() } else { a })
+            .collect::<Vec<_>>()
+            .join(" "),
+        started: std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)?
+            .as_secs(),
+        machine: machine(&options.dir),
+        targets: entrants.iter().map(|e| e.target.describe()).collect(),
+        variants: entrants
+            .iter()
+            .flat_map(|e| &e.variants)
+            .map(|v| {
+                let configs: Vec<String> = v.configs.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                (v.name.clone(), configs.join(" "))
+            })
+            .collect(),
+        pairs: pairs(options),
+        floor: floor::run(&options.dir, 1024, 3000)?.lines(),
+        warm_up: options.warm_up,
+        rounds: options.rounds,
+    };
+    fs::write(
+        options.dir.join("circumstances.json"),
+        serde_json::to_vec_pretty(&circumstances)?,
+    )?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&stop))?;
+    let seconds: u64 = entrants
+        .iter()
+        .map(|e| {
+            let loads: u64 = workloads.iter().map(|w| w.warm_up + w.seconds + 1).sum();
+            options.warm_up + 4 + loads * e.variants.len() as u64
+        })
+        .sum();
+    let bar = ProgressBar::new(seconds * options.rounds as u64);
+    bar.set_style(ProgressStyle::with_template(
+        "{wide_bar} {elapsed_precise} of about {duration_precise}, {eta_precise} left  {msg}",
+    )?);
+    let result = (|| -> Outcome<()> {
+        for round in 1..=options.rounds {
+            for entrant in &entrants {
+                bar.set_message(format!("round {round}: {} starts", entrant.name));
+                let running = entrant.target.start(&options.dir.join("broker").join(&entrant.name))?;
+                drive(&running, entrant, &workloads, options, round, &runs, &bar, &stop)?;
+                running.stop();
+                if stop.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    })();
+    bar.finish_and_clear();
+    let _ = fs::remove_dir_all(options.dir.join("broker"));
+    // Whatever was done is worth a report.
+    let reported = report::write(&options.dir);
+    result.and(reported)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one place calls it, with everything it knows")]
+fn drive(
+    running: &Running,
+    entrant: &Entrant,
+    workloads: &[Workload],
+    options: &Options,
+    round: usize,
+    runs: &Path,
+    bar: &ProgressBar,
+    stop: &AtomicBool,
+) -> Outcome<()> {
+    if options.warm_up > 0 {
+        let warm = Workload {
+            name: "warm-up".into(),
+            rate: 10_000,
+            warm_up: 0,
+            seconds: options.warm_up,
+            ..Workload::default()
+        };
+        one(&running.address, None, &warm, "", &[], round, 0.0)?;
+        bar.inc(options.warm_up + 4);
+    }
+    for w in workloads {
+        for variant in &entrant.variants {
+            if stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            bar.set_message(format!("round {round}: {}, {}", variant.name, w.name));
+            let start_ms = running.start.as_secs_f64() * 1000.0;
+            let (result, measured) = one(
+                &running.address,
+                running.pid(),
+                w,
+                &variant.name,
+                &variant.configs,
+                round,
+                start_ms,
+            )?;
+            // Also where no bar can be drawn.
+            bar.suspend(|| println!("{}", report::line(&result)));
+            result::store(runs, &result, &measured)?;
+            bar.inc(w.warm_up + w.seconds + 1);
+        }
+    }
+    Ok(())
+}

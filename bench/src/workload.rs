@@ -1,0 +1,123 @@
+//! What is sent, as files: one TOML table a workload (`bench/workloads/`).
+
+use std::{fs, path::Path};
+
+use crate::Outcome;
+
+use serde::{Deserialize, Serialize};
+
+/// One workload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Workload {
+    /// Short name: of files, topics and rows.
+    pub name: String,
+    /// For people.
+    pub title: String,
+    /// Records per second of all producers together, on a schedule that waits for no answer. 0: as fast as
+    /// `in_flight` allows (a closed loop, for throughput only).
+    pub rate: u64,
+    /// Bytes of a record's value, at least 8: it begins with the intended time of sending.
+    pub record_bytes: usize,
+    /// Most bytes of records in one batch.
+    pub batch_bytes: usize,
+    /// How long a due record may wait for others, in microseconds.
+    pub linger_us: u64,
+    /// Partitions of the topic; records go around.
+    pub partitions: i32,
+    /// Share of the records that all go to partition 0, 0 to 1.
+    pub hot_share: f64,
+    /// Connections that produce, each with a schedule of its own.
+    pub producers: usize,
+    /// Connections that consume what is produced; latency from intended sending to receipt. Each reads the whole topic
+    /// if `fan_out`, else its share of the partitions.
+    pub consumers: usize,
+    /// Every consumer reads everything.
+    pub fan_out: bool,
+    /// Connections that are open and say nothing.
+    pub idle_connections: usize,
+    /// -1 all, 1 leader, 0 none (then there is no latency to measure).
+    pub acks: i16,
+    /// Requests without an answer per connection, as clients limit them; due records wait and travel together.
+    pub in_flight: usize,
+    /// Seconds before measuring.
+    pub warm_up: u64,
+    /// Seconds measured.
+    pub seconds: u64,
+}
+
+impl Default for Workload {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            title: String::new(),
+            rate: 5000,
+            record_bytes: 1000,
+            batch_bytes: 16 << 10,
+            linger_us: 0,
+            partitions: 8,
+            hot_share: 0.0,
+            producers: 1,
+            consumers: 0,
+            fan_out: false,
+            idle_connections: 0,
+            acks: -1,
+            in_flight: 5,
+            warm_up: 2,
+            seconds: 8,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct File {
+    workload: Vec<Workload>,
+}
+
+/// The workloads of `compare`, in order.
+const STANDARD: &str = include_str!("../workloads/standard.toml");
+
+/// Reads a file of workloads, or the standard ones.
+///
+/// # Errors
+/// The file cannot be read, or says something that cannot be run.
+pub fn load(file: Option<&Path>) -> Outcome<Vec<Workload>> {
+    let text = match file {
+        Some(file) => fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?,
+        None => STANDARD.to_owned(),
+    };
+    let workloads = toml::from_str::<File>(&text)?.workload;
+    workloads.iter().try_for_each(check)?;
+    Ok(workloads)
+}
+
+/// Refuses what cannot be run.
+pub fn check(w: &Workload) -> Outcome<()> {
+    let refuse = |what: &str| Err(format!("workload {}: {what}", w.name).into());
+    if w.record_bytes < 8 {
+        return refuse("record_bytes must be at least 8: a record carries its time of sending");
+    }
+    if w.partitions < 1 || w.producers < 1 || w.in_flight < 1 || w.seconds < 1 {
+        return refuse("partitions, producers, in_flight and seconds must be at least 1");
+    }
+    if w.acks == 0 && w.consumers == 0 {
+        return refuse("acks = 0 has no answers to time: add consumers");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_workloads_can_be_run() {
+        let workloads = load(None).expect("they parse");
+        assert!(workloads.len() > 5);
+    }
+
+    #[test]
+    fn unknown_words_are_refused() {
+        assert!(toml::from_str::<File>("[[workload]]\nname = \"x\"\nrecord_size = 3").is_err());
+    }
+}
