@@ -307,6 +307,7 @@ fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfi
         tail_bytes: context.sizes.tail,
         read_cache_bytes: context.sizes.read_cache,
         open_files,
+        sync_all_min: 32,
         free_bytes_min: settings.number("disk.free.bytes.min") as u64,
         producer_expiration_ms: settings.number("producer.id.expiration.ms"),
     }

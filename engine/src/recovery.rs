@@ -29,7 +29,7 @@ use crate::{
         replay::{self, Replay},
     },
     log::LogState,
-    segment::{self, FileCache, segment_path},
+    segment::{self, FileCache, Missing, segment_path},
     shard::ShardConfig,
     sync::concurrently,
     types::PartitionKey,
@@ -193,7 +193,7 @@ async fn write<H: Host>(
     let mut touched = Vec::new();
     for run in segment::runs(batches) {
         let base = run[0].header.segment_base;
-        let file = files.get(key, base, true).await?;
+        let file = files.get(key, base, Missing::Make).await?;
         let path = segment_path(logs_dir, &key, base);
         segment::write_run(host, &file, &path, run, None).await?;
         if touched.last().is_none_or(|(b, _, _)| *b != base) {

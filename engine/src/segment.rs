@@ -48,6 +48,17 @@ pub fn index_path(logs: &Path, key: &PartitionKey, base: Offset) -> PathBuf {
     partition_dir(logs, key).join(format!("{base:020}.index"))
 }
 
+/// What to do about a segment whose file is not there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// It is an error.
+    Refuse,
+    /// Make it, durably, with its folders.
+    Make,
+    /// Make it; the caller makes it durable ([`Host::sync_all`]).
+    MakeUnsynced,
+}
+
 /// A file and when it was used last.
 type OpenFile<H> = (SharedFile<H>, u64);
 
@@ -79,11 +90,11 @@ impl<H: Host> FileCache<H> {
         &self.logs
     }
 
-    /// The file of a segment, opened if it is not. With `create` it is made, its folders too, durably.
+    /// The file of a segment, opened if it is not.
     ///
     /// # Errors
     /// Any failure of the disk.
-    pub async fn get(&self, key: PartitionKey, base: Offset, create: bool) -> Result<SharedFile<H>, StorageError> {
+    pub async fn get(&self, key: PartitionKey, base: Offset, missing: Missing) -> Result<SharedFile<H>, StorageError> {
         let now = self.clock.get() + 1;
         self.clock.set(now);
         if let Some((file, used)) = self.open.borrow_mut().get_mut(&(key, base)) {
@@ -93,7 +104,9 @@ impl<H: Host> FileCache<H> {
         let path = segment_path(&self.logs, &key, base);
         let file = match self.host.open(&path, OpenMode::Existing).await {
             Ok(file) => file,
-            Err(e) if create && e.kind() == std::io::ErrorKind::NotFound => self.create(key, &path).await?,
+            Err(e) if missing != Missing::Refuse && e.kind() == std::io::ErrorKind::NotFound => {
+                self.create(key, &path, missing == Missing::Make).await?
+            }
             Err(e) => return Err(StorageError::io("open", &path)(e)),
         };
         let file = Rc::new(file);
@@ -107,7 +120,7 @@ impl<H: Host> FileCache<H> {
         Ok(file)
     }
 
-    async fn create(&self, key: PartitionKey, path: &Path) -> Result<H::File, StorageError> {
+    async fn create(&self, key: PartitionKey, path: &Path, sync: bool) -> Result<H::File, StorageError> {
         let dir = partition_dir(&self.logs, &key);
         let topic = topic_dir(&self.logs, &key);
         let new_dir = self.host.list(&dir).map_err(StorageError::io("list", &dir))?.is_empty();
@@ -117,6 +130,9 @@ impl<H: Host> FileCache<H> {
             .open(path, OpenMode::Create)
             .await
             .map_err(StorageError::io("create", path))?;
+        if !sync {
+            return Ok(file);
+        }
         self.host.sync_dir(&dir).await.map_err(StorageError::io("sync", &dir))?;
         if new_dir {
             self.host

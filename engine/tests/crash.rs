@@ -29,6 +29,7 @@ fn config(shard: u32, incarnation: u64) -> ShardConfig {
         tail_bytes: 48 << 10,
         read_cache_bytes: 1 << 20,
         open_files: 4,
+        sync_all_min: usize::MAX,
         free_bytes_min: 0,
         producer_expiration_ms: i64::MAX / 2,
     }
@@ -82,7 +83,12 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
     let Ok(recovered) = recovery::recover(&host, &config(0, 0), 1).await else {
         return;
     };
-    let Ok(shard) = Shard::open(host.clone(), config(0, recovered.incarnation)).await else {
+    // Half of the runs make several partitions durable at once.
+    let config = ShardConfig {
+        sync_all_min: if seed.is_multiple_of(2) { 2 } else { usize::MAX },
+        ..config(0, recovered.incarnation)
+    };
+    let Ok(shard) = Shard::open(host.clone(), config).await else {
         return;
     };
     let s = shard.clone();

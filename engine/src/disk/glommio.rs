@@ -184,6 +184,14 @@ impl Host for GlommioHost {
         dir.close().await.map_err(flat)
     }
 
+    async fn sync_all(&self, path: &Path) -> io::Result<()> {
+        let dir = std::fs::File::open(path)?;
+        ::glommio::executor()
+            .spawn_blocking(move || rustix::fs::syncfs(&dir))
+            .await?;
+        Ok(())
+    }
+
     fn free_space(&self, path: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(path)?;
         Ok(stat.f_bavail * stat.f_frsize)

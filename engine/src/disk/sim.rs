@@ -566,6 +566,25 @@ impl Host for SimHost {
         Ok(())
     }
 
+    async fn sync_all(&self, _path: &Path) -> io::Result<()> {
+        self.change().await;
+        let mut s = self.0.borrow_mut();
+        let failed = count_down(&mut s.fail_flush);
+        for inode in s.inodes.values_mut() {
+            inode.dirty.clear();
+            if failed {
+                inode.current = inode.durable.clone();
+            } else {
+                inode.durable = inode.current.clone();
+            }
+        }
+        if failed {
+            return Err(eio());
+        }
+        s.durable_names = s.names.clone();
+        Ok(())
+    }
+
     fn free_space(&self, _path: &Path) -> io::Result<u64> {
         let used = self.used();
         Ok(self.0.borrow().capacity.saturating_sub(used))

@@ -88,6 +88,9 @@ pub struct Journal<H: Host, C> {
 /// Journal bytes after which write-back begins, if half of the ring is not less.
 const WRITE_BACK_BYTES: u64 = 12 << 20;
 
+/// The same for each partition that would be written.
+const PARTITION_BYTES: u64 = 32 << 10;
+
 /// Name of a ring file.
 #[must_use]
 pub fn slot_path(dir: &Path, shard: u32, slot: u32) -> PathBuf {
@@ -310,12 +313,21 @@ impl<H: Host, C> Journal<H, C> {
         self.written.get()
     }
 
-    /// Whether so much of the ring is in use that segments should be written: half, or enough for writes of a
-    /// good size. Small and frequent passes disturb appends less than large and rare ones (kernel-notes.md).
+    /// Whether so much of the ring is in use that the segments of `partitions` should be written: half, or enough for
+    /// writes of a good size to each. Small and frequent passes disturb appends less than large and rare ones, but every
+    /// partition costs a flush (kernel-notes.md).
     #[must_use]
-    pub fn wants_write_back(&self) -> bool {
+    pub fn wants_write_back(&self, partitions: usize) -> bool {
         let ring = self.ring.borrow();
-        ring.used_bytes() > WRITE_BACK_BYTES.min(ring.capacity_bytes() / 2)
+        let enough = WRITE_BACK_BYTES.max(partitions as u64 * PARTITION_BYTES);
+        ring.used_bytes() > enough.min(ring.capacity_bytes() / 2)
+    }
+
+    /// Whether so little of the ring is left that appends may soon wait.
+    #[must_use]
+    pub fn is_tight(&self) -> bool {
+        let ring = self.ring.borrow();
+        ring.used_bytes() > ring.capacity_bytes() / 4 * 3
     }
 
     /// Lets files be used again whose groups all lie before `tail`.

@@ -12,7 +12,7 @@ use crate::{
     journal::Entry,
     kafka_batch::BatchInfo,
     log::SequenceCheck,
-    segment::{self, segment_path},
+    segment::{self, Missing, segment_path},
     shard::{
         Shard,
         commit::Completion,
@@ -246,7 +246,7 @@ impl<H: Host> Shard<H> {
                 partition.gate.borrow_mut().running = false;
                 return;
             }
-            let written = self.write_to_segments(partition, &group, None).await;
+            let written = self.write_to_segments(partition, &group, None, false).await;
             let to_journal = match written {
                 Ok(()) => false,
                 // The journal has room of its own; the segment gets the batch when the disk has room again.
@@ -296,18 +296,24 @@ impl<H: Host> Shard<H> {
             .all(|b| b.header.stored_len() <= self.0.journal.record_bytes_max())
     }
 
-    /// Writes batches of one partition where they belong and flushes every file touched.
+    /// Writes batches of one partition where they belong and flushes every file touched, or leaves that to the caller.
     pub(crate) async fn write_to_segments(
         &self,
         partition: &Partition,
         batches: &[Batch],
         pace: Option<&Rc<Budget>>,
+        flush_later: bool,
     ) -> Result<(), StorageError> {
         let inner = &self.0;
+        let missing = if flush_later {
+            Missing::MakeUnsynced
+        } else {
+            Missing::Make
+        };
         let mut flush_last = None;
         for run in segment::runs(batches) {
             let base = run[0].header.segment_base;
-            let file = inner.files.get(partition.key, base, true).await?;
+            let file = inner.files.get(partition.key, base, missing).await?;
             let path = segment_path(inner.files.logs(), &partition.key, base);
             segment::write_run(&inner.host, &file, &path, run, pace).await?;
             inner.read_cache.invalidate(
@@ -318,11 +324,12 @@ impl<H: Host> Shard<H> {
             );
             if let Some((b, old, old_path)) = flush_last.replace((base, file, path))
                 && b != base
+                && !flush_later
             {
                 flush(&*old, old_path).await?;
             }
         }
-        if let Some((_, file, path)) = flush_last {
+        if let Some((_, file, path)) = flush_last.filter(|_| !flush_later) {
             flush(&*file, path).await?;
         }
         Ok(())

@@ -53,7 +53,7 @@ impl<H: Host> Shard<H> {
                     return;
                 }
             }
-            if inner.journal.wants_write_back() {
+            if inner.journal.wants_write_back(inner.dirty.borrow().len()) {
                 self.want_write_back();
             }
         }

@@ -62,6 +62,8 @@ pub struct ShardConfig {
     pub read_cache_bytes: usize,
     /// Open segment files; the one used longest ago is closed for the next.
     pub open_files: usize,
+    /// Partitions written at once from which on they are made durable together ([`Host::sync_all`]) instead of file by file.
+    pub sync_all_min: usize,
     /// Free bytes on the disk below which appends are refused.
     pub free_bytes_min: u64,
     /// A producer that has not written for so long is forgotten.

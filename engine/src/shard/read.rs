@@ -13,7 +13,7 @@ use crate::{
     kafka_batch::{self, BATCH_HEADER_LEN},
     layout::BLOCK,
     log::SegmentMeta,
-    segment::{index_path, segment_path},
+    segment::{Missing, index_path, segment_path},
     shard::{
         Shard,
         partition::{Cursor, Partition},
@@ -459,7 +459,7 @@ impl<H: Host> Shard<H> {
     }
 
     async fn read_chunk(&self, key: ChunkKey) -> Result<Bytes, StorageError> {
-        let file = self.0.files.get(key.key, key.base, false).await?;
+        let file = self.0.files.get(key.key, key.base, Missing::Refuse).await?;
         file.read_at(key.index * CHUNK, CHUNK as usize)
             .await
             .map(Bytes::from)

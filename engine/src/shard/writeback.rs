@@ -19,14 +19,30 @@ use crate::{
         partition::Partition,
     },
     sync::concurrently,
+    types::Offset,
 };
 
 /// How long batches carried forward may wait for room in the ring.
 const CARRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Entries that make the index of an active segment worth a file at a clean stop.
 const ACTIVE_INDEX_MIN: usize = 8;
-/// Partitions written side by side.
-const PARTITIONS_AT_ONCE: usize = 16;
+/// Partitions written side by side while appends go on: every one may have a flush in the disk's queue, and the journal's
+/// own waits behind them.
+const PARTITIONS_AT_ONCE: usize = 2;
+/// Partitions made durable by one [`Host::sync_all`]: the file system's own writes for them go out at once, and the journal's next
+/// write queues behind them.
+const SYNC_ALL_MAX: usize = 64;
+/// The same when nothing else is left to do, or appends wait for room in the journal.
+const PARTITIONS_AT_ONCE_HURRIED: usize = 16;
+
+/// What a pass wrote of one partition.
+struct Written {
+    batches: Vec<Batch>,
+    /// Everything below is in segments.
+    end: Offset,
+    /// The state as of then.
+    snapshot: PartitionCheckpoint,
+}
 
 impl<H: Host> Shard<H> {
     /// Asks for a pass; it runs in the background.
@@ -46,7 +62,8 @@ impl<H: Host> Shard<H> {
             if inner.closing.get() || inner.poisoned.borrow().is_some() {
                 return;
             }
-            let result = self.write_back().await;
+            let hurried = inner.journal.is_tight();
+            let result = self.write_back(hurried).await;
             inner.writeback_wanted.set(false);
             if let Err(error) = result {
                 if error.is_disk_full() {
@@ -72,59 +89,31 @@ impl<H: Host> Shard<H> {
         if let Some(stage) = inner.poisoned.borrow().clone() {
             return Err(StorageError::Poisoned { stage });
         }
-        self.write_back().await
+        self.write_back(true).await
     }
 
-    async fn write_back(&self) -> Result<(), StorageError> {
+    async fn write_back(&self, hurried: bool) -> Result<(), StorageError> {
         let inner = &self.0;
         inner
             .writeback_done
             .wait(|| (!inner.writeback_running.replace(true)).then_some(()))
             .await;
-        let result = self.write_back_pass().await;
+        let result = self.write_back_pass(hurried).await;
         inner.writeback_running.set(false);
         inner.writeback_done.wake_all();
         result
     }
 
-    async fn write_back_pass(&self) -> Result<(), StorageError> {
+    async fn write_back_pass(&self, hurried: bool) -> Result<(), StorageError> {
         let inner = &self.0;
         inner.counters.writebacks.set(inner.counters.writebacks.get() + 1);
         // Nothing here waits for the journal: it may be waiting for this pass.
         let tail = inner.journal.written();
         let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
         let carried = Rc::new(Carried::default());
-        // One partition's files are flushed while another's are written: many small ones would otherwise take a
-        // flush each, one after the other.
-        let results = concurrently(
-            PARTITIONS_AT_ONCE,
-            dirty.iter().map(|partition| async move {
-                partition.dirty.set(false);
-                if partition.deleted.get() {
-                    return Ok(());
-                }
-                let result = self.write_partition(partition).await;
-                self.0.host.yield_now().await;
-                result
-            }),
-        )
-        .await;
         let mut failed = None;
-        for (partition, result) in dirty.iter().zip(results) {
-            match result {
-                Ok(()) => {}
-                Err(error) if error.is_disk_full() => {
-                    self.mark_dirty(partition);
-                    failed = Some(error);
-                }
-                Err(error) => {
-                    if partition.check_healthy().is_ok() {
-                        tracing::error!(partition = %partition.key, %error, "the partition is offline: its segment cannot be written; what is acknowledged stays in the journal");
-                        partition.poison(&error.to_string());
-                    }
-                    self.carry_forward(partition, &carried);
-                }
-            }
+        for some in dirty.chunks(SYNC_ALL_MAX) {
+            failed = self.write_partitions(some, hurried, &carried).await.or(failed);
         }
         if let Some(error) = failed {
             return Err(error);
@@ -137,7 +126,70 @@ impl<H: Host> Shard<H> {
         Ok(())
     }
 
-    async fn write_partition(&self, partition: &Rc<Partition>) -> Result<(), StorageError> {
+    /// Writes partitions and makes them durable; what cannot be written is set aside in `carried`. Returns the error if it was
+    /// for lack of room.
+    async fn write_partitions(
+        &self,
+        some: &[Rc<Partition>],
+        hurried: bool,
+        carried: &Rc<Carried>,
+    ) -> Option<StorageError> {
+        let sync_all = some.len() >= self.0.config.sync_all_min;
+        // One partition's files are flushed while another's are written: many small ones would otherwise take a
+        // flush each, one after the other.
+        let results = concurrently(
+            if hurried {
+                PARTITIONS_AT_ONCE_HURRIED
+            } else {
+                PARTITIONS_AT_ONCE
+            },
+            some.iter().map(|partition| async move {
+                partition.dirty.set(false);
+                if partition.deleted.get() {
+                    return Ok(None);
+                }
+                let result = self.write_partition(partition, sync_all).await;
+                self.0.host.yield_now().await;
+                result.map(Some)
+            }),
+        )
+        .await;
+        let synced = if sync_all {
+            let logs = self.0.files.logs();
+            self.0.host.sync_all(logs).await.map_err(|e| e.to_string())
+        } else {
+            Ok(())
+        };
+        let mut failed = None;
+        for (partition, result) in some.iter().zip(results) {
+            let result = match (&synced, result) {
+                (Err(reason), Ok(Some(_))) => Err(StorageError::Poisoned {
+                    stage: format!("its segment could not be flushed: {reason}"),
+                }),
+                (_, result) => result,
+            };
+            match result {
+                Ok(Some(done)) => self.finish_partition(partition, done).await,
+                Ok(None) => {}
+                Err(error) if error.is_disk_full() => {
+                    self.mark_dirty(partition);
+                    failed = Some(error);
+                }
+                Err(error) => {
+                    if partition.check_healthy().is_ok() {
+                        tracing::error!(partition = %partition.key, %error, "the partition is offline: its segment cannot be written; what is acknowledged stays in the journal");
+                        partition.poison(&error.to_string());
+                    }
+                    self.carry_forward(partition, carried);
+                }
+            }
+        }
+        failed
+    }
+
+    /// Writes what a partition has in memory; it counts as written once it is flushed and [`finish_partition`]
+    /// (Self::finish_partition) was called.
+    async fn write_partition(&self, partition: &Rc<Partition>, flush_later: bool) -> Result<Written, StorageError> {
         partition.check_healthy()?;
         // Later appends begin in a block of their own, so that no block is written twice.
         let (end, snapshot) = {
@@ -160,13 +212,16 @@ impl<H: Host> Shard<H> {
                 .map(|e| e.batch.clone())
                 .collect()
         };
-        self.write_to_segments(partition, &batches, Some(&self.0.writing))
+        self.write_to_segments(partition, &batches, Some(&self.0.writing), flush_later)
             .await?;
-        self.mark_written(partition, &batches);
-        partition.unwritten_from.set(end);
-        *partition.in_segments.borrow_mut() = Rc::new(snapshot);
+        Ok(Written { batches, end, snapshot })
+    }
+
+    async fn finish_partition(&self, partition: &Rc<Partition>, written: Written) {
+        self.mark_written(partition, &written.batches);
+        partition.unwritten_from.set(written.end);
+        *partition.in_segments.borrow_mut() = Rc::new(written.snapshot);
         self.store_sealed_indexes(partition).await;
-        Ok(())
     }
 
     /// Puts a failed partition's acknowledged batches into the journal again, so that its ring can go on.
