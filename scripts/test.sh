@@ -44,15 +44,22 @@ tools() {
     cp tests/compat/java/pom.xml "$WORK/pom.xml"
   fi
   if command -v go >/dev/null; then
-    (cd tests/compat/go && go build -o "$WORK/franz" .)
+    (cd tests/compat/go && mkdir -p "$WORK/go" && go build -o "$WORK/go/" ./franz ./sarama)
   fi
+  if command -v npm >/dev/null && ! cmp -s tests/compat/js/package.json "$WORK/js/package.json"; then
+    rm -rf "$WORK/js" && cp -r tests/compat/js "$WORK/js"
+    npm install --prefix "$WORK/js" --silent --no-audit --no-fund >&2
+  fi
+  cargo build --quiet --manifest-path tests/compat/rust/Cargo.toml --target-dir "$WORK/rust"
 }
 
 clients() {
   cargo build --quiet
   tools
   [ -d "$WORK/java" ] && export MILLRACE_TEST_JAVA_LIB="$WORK/java"
-  [ -x "$WORK/franz" ] && export MILLRACE_TEST_GO="$WORK/franz"
+  [ -d "$WORK/go" ] && export MILLRACE_TEST_GO="$WORK/go"
+  [ -d "$WORK/js/node_modules" ] && export MILLRACE_TEST_JS="$WORK/js"
+  export MILLRACE_TEST_RUST="$WORK/rust/debug/millrace-compat"
   export MILLRACE_TEST_KAFKA_PYTHON="$WORK/suite"
   MILLRACE_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/millrace" "$WORK/venv/bin/python" -m pytest -q \
     -p no:cacheprovider -W ignore --timeout 400 tests/compat "$@" 2>&1 | tee "$WORK/pytest.log"

@@ -1,4 +1,4 @@
-"""franz-go, and the integration suite that kafka-python's own authors wrote."""
+"""Clients of other languages, and the integration suite that kafka-python's own authors wrote."""
 
 import os
 import pathlib
@@ -9,6 +9,8 @@ import pytest
 
 HERE = pathlib.Path(__file__).parent
 GO = os.environ.get("MILLRACE_TEST_GO", "")
+JS = os.environ.get("MILLRACE_TEST_JS", "")
+RUST = os.environ.get("MILLRACE_TEST_RUST", "")
 SUITE = os.environ.get("MILLRACE_TEST_KAFKA_PYTHON", "")
 
 # What needs features that are not there yet; shortened as they come.
@@ -23,10 +25,26 @@ LEFT_OUT = [
 ]
 
 
-@pytest.mark.skipif(not GO, reason="scripts/test.sh builds the program and names it")
-def test_franz_go(broker):
-    done = subprocess.run([GO, broker.bootstrap], capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0 and "all read 10000" in done.stdout, done.stdout + done.stderr
+def run(*command, timeout=90):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0 and "all read" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not GO, reason="scripts/test.sh builds the programs and names their folder")
+@pytest.mark.parametrize("client", ["franz", "sarama"])
+def test_go(broker, client):
+    run(pathlib.Path(GO) / client, broker.bootstrap)
+
+
+@pytest.mark.skipif(not JS, reason="scripts/test.sh installs the client and names the folder")
+def test_kafkajs(broker):
+    run("node", pathlib.Path(JS) / "kafkajs.js", broker.bootstrap)
+
+
+@pytest.mark.skipif(not RUST, reason="scripts/test.sh builds the program and names it")
+def test_rdkafka_and_rskafka(make_broker):
+    # The program counts offsets of topics that it expects to be new and of one partition.
+    run(RUST, make_broker(settings={"num.partitions": "1"}).bootstrap)
 
 
 @pytest.mark.skipif(not SUITE, reason="scripts/test.sh unpacks the suite and names its folder")
