@@ -365,7 +365,7 @@ fn drive(
             }
             bar.set_message(format!("round {round}: {}, {}", variant.name, w.name));
             let start_ms = running.start.as_secs_f64() * 1000.0;
-            let (result, measured) = one(
+            let outcome = one(
                 &running.address,
                 running.pid(),
                 w,
@@ -373,10 +373,20 @@ fn drive(
                 &variant.configs,
                 round,
                 start_ms,
-            )?;
-            // Also where no bar can be drawn.
-            bar.suspend(|| println!("{}", report::line(&result)));
-            result::store(runs, &result, &measured)?;
+            );
+            match outcome {
+                Ok((result, measured)) => {
+                    // Also where no bar can be drawn.
+                    bar.suspend(|| println!("{}", report::line(&result)));
+                    result::store(runs, &result, &measured)?;
+                }
+                // A target that breaks under a load is a result; the others go on.
+                Err(error) => {
+                    let text = format!("{} | {} | round {round}: FAILED: {error}", w.name, variant.name);
+                    bar.suspend(|| println!("{text}"));
+                    result::store_failure(runs, &w.name, &variant.name, round, &text)?;
+                }
+            }
             bar.inc(w.warm_up + w.seconds + 1);
         }
     }

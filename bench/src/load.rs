@@ -264,7 +264,7 @@ fn keep_schedule(
 ) -> Outcome<(u64, u64)> {
     let step = 1e9 * w.producers as f64 / w.rate as f64;
     let offset = step * index as f64 / w.producers as f64;
-    let due_at = |n: u64| times.begin + (offset + step * n as f64) as u64;
+    let due_at = |n: u64| times.begin + (offset + step * (n - n % w.burst) as f64) as u64;
     let total = ((times.end - times.begin) as f64 / step) as u64;
     let per_batch = (w.batch_bytes / w.record_bytes).max(1);
     let filler = filler(w.record_bytes, index as u64 + 1);

@@ -70,6 +70,9 @@ struct Run {
     /// Records per second; 0 is as fast as possible.
     #[arg(long)]
     rate: Option<u64>,
+    /// Records due at the same instant.
+    #[arg(long)]
+    burst: Option<u64>,
     /// Bytes of a record's value.
     #[arg(long)]
     record_bytes: Option<usize>,
@@ -123,7 +126,7 @@ impl Run {
         macro_rules! take {
             ($($field:ident)*) => { $(if let Some(value) = self.$field { w.$field = value; })* };
         }
-        take!(rate record_bytes batch_bytes linger_us partitions producers consumers acks in_flight warm_up seconds);
+        take!(rate burst record_bytes batch_bytes linger_us partitions producers consumers acks in_flight warm_up seconds);
         workload::check(&w)?;
         Ok(w)
     }

@@ -167,6 +167,8 @@ struct Results {
     /// Those that count.
     runs: Vec<RunResult>,
     invalid: Vec<RunResult>,
+    /// What was said of runs that ended with an error.
+    failed: Vec<String>,
 }
 
 impl Results {
@@ -176,10 +178,13 @@ impl Results {
             fs::read(&path).map_err(|e| format!("{}: {e}; is this a folder that compare wrote?", path.display()))?;
         let circumstances = serde_json::from_slice(&text)?;
         let mut runs = Vec::new();
+        let mut failed = Vec::new();
         for entry in fs::read_dir(dir.join("runs")).into_iter().flatten() {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "json") {
                 runs.push(serde_json::from_slice::<RunResult>(&fs::read(&path)?)?);
+            } else if path.extension().is_some_and(|e| e == "failed") {
+                failed.push(fs::read_to_string(&path)?);
             }
         }
         runs.sort_by(|a, b| (a.round, &a.variant).cmp(&(b.round, &b.variant)));
@@ -188,7 +193,20 @@ impl Results {
             circumstances,
             runs,
             invalid,
+            failed,
         })
+    }
+
+    /// A line for each run that does not count.
+    fn not_counted(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .invalid
+            .iter()
+            .map(line)
+            .chain(self.failed.iter().cloned())
+            .collect();
+        lines.sort();
+        lines
     }
 
     /// Names of workloads with their titles, slow schedules first and closed loops last.
@@ -395,10 +413,11 @@ fn markdown(results: &Results) -> Result<String, std::fmt::Error> {
     for (name, title) in results.workloads() {
         table(&mut out, &metric_table(results, &name, &title))?;
     }
-    if !results.invalid.is_empty() {
+    let not_counted = results.not_counted();
+    if !not_counted.is_empty() {
         writeln!(out, "## Runs that do not count\n")?;
-        for r in &results.invalid {
-            writeln!(out, "- {}", line(r))?;
+        for line in not_counted {
+            writeln!(out, "- {line}")?;
         }
     }
     Ok(out)

@@ -158,18 +158,27 @@ fn hgrm(histogram: &Histogram<u64>) -> String {
     out
 }
 
+fn name(workload: &str, variant: &str, round: usize) -> String {
+    format!("{workload}-{}-{round}", variant.replace([' ', ',', '/'], "_"))
+}
+
+/// Notes that a run ended with an error.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn store_failure(dir: &Path, workload: &str, variant: &str, round: usize, text: &str) -> Outcome<()> {
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join(format!("{}.failed", name(workload, variant, round))), text)?;
+    Ok(())
+}
+
 /// Writes the files of one run.
 ///
 /// # Errors
 /// The folder cannot be written.
 pub fn store(dir: &Path, result: &RunResult, measured: &Measured) -> Outcome<()> {
     fs::create_dir_all(dir)?;
-    let name = format!(
-        "{}-{}-{}",
-        result.workload.name,
-        result.variant.replace([' ', '/'], "_"),
-        result.round
-    );
+    let name = name(&result.workload.name, &result.variant, result.round);
     fs::write(dir.join(format!("{name}.json")), serde_json::to_vec_pretty(result)?)?;
     if !measured.produce.is_empty() {
         fs::write(dir.join(format!("{name}-produce.hgrm")), hgrm(&measured.produce))?;

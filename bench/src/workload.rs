@@ -17,6 +17,8 @@ pub struct Workload {
     /// Records per second of all producers together, on a schedule that waits for no answer. 0: as fast as
     /// `in_flight` allows (a closed loop, for throughput only).
     pub rate: u64,
+    /// Records that are due at the same instant; the rate stays what it is.
+    pub burst: u64,
     /// Bytes of a record's value, at least 8: it begins with the intended time of sending.
     pub record_bytes: usize,
     /// Most bytes of records in one batch.
@@ -52,6 +54,7 @@ impl Default for Workload {
             name: "default".into(),
             title: String::new(),
             rate: 5000,
+            burst: 1,
             record_bytes: 1000,
             batch_bytes: 16 << 10,
             linger_us: 0,
@@ -97,8 +100,8 @@ pub fn check(w: &Workload) -> Outcome<()> {
     if w.record_bytes < 8 {
         return refuse("record_bytes must be at least 8: a record carries its time of sending");
     }
-    if w.partitions < 1 || w.producers < 1 || w.in_flight < 1 || w.seconds < 1 {
-        return refuse("partitions, producers, in_flight and seconds must be at least 1");
+    if w.partitions < 1 || w.producers < 1 || w.in_flight < 1 || w.seconds < 1 || w.burst < 1 {
+        return refuse("partitions, producers, in_flight, burst and seconds must be at least 1");
     }
     if w.acks == 0 && w.consumers == 0 {
         return refuse("acks = 0 has no answers to time: add consumers");

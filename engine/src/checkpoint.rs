@@ -15,10 +15,16 @@ use crate::{
     host::Host,
     index::{load_archive, store_archive},
     journal::Position,
-    layout::{FileHeader, FileKind},
+    layout::{BLOCK, FileHeader, FileKind},
     log::{EpochCache, LogState, ProducerStates, SegmentMeta},
     types::{Offset, PartitionKey},
 };
+
+/// Offsets and lengths beyond these are damage: additions to them must not overflow.
+const OFFSET_MAX: Offset = Offset::MAX / 2;
+const SEGMENT_END_MAX: u64 = 1 << 48;
+/// More cores than any host has.
+const SHARDS_MAX: u32 = 1 << 16;
 
 /// A partition whose offsets below `log_end` are all in its segments.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
@@ -54,6 +60,20 @@ impl PartitionCheckpoint {
             topic: Uuid::from_bytes(self.topic),
             partition: self.partition,
         }
+    }
+
+    /// What cannot be so, if anything: a checksum says only that the bytes are those that were written.
+    fn fault(&self) -> Option<&'static str> {
+        if !(0 <= self.log_start && self.log_start <= self.log_end && self.log_end <= OFFSET_MAX) {
+            return Some("offsets are out of order");
+        }
+        let rising = self.segments.windows(2).all(|w| w[0].base < w[1].base);
+        let within =
+            |s: &SegmentMeta| 0 <= s.base && s.base <= self.log_end && (BLOCK..=SEGMENT_END_MAX).contains(&s.end);
+        if !rising || !self.segments.iter().all(within) {
+            return Some("segments are out of order");
+        }
+        None
     }
 
     /// The log as replay takes it up.
@@ -225,7 +245,16 @@ async fn read<H: Host>(host: &H, path: &Path) -> Result<Checkpoint, StorageError
     let archive = load_archive(host, path, FileKind::Checkpoint)
         .await?
         .ok_or_else(|| corrupt("listed but not there".into()))?;
-    rkyv::from_bytes::<Checkpoint, rancor::Error>(&archive).map_err(|e| corrupt(e.to_string()))
+    let checkpoint = rkyv::from_bytes::<Checkpoint, rancor::Error>(&archive).map_err(|e| corrupt(e.to_string()))?;
+    if checkpoint.shards > SHARDS_MAX {
+        return Err(corrupt(format!("{} shards", checkpoint.shards)));
+    }
+    for partition in &checkpoint.partitions {
+        if let Some(fault) = partition.fault() {
+            return Err(corrupt(format!("partition {}: {fault}", partition.key())));
+        }
+    }
+    Ok(checkpoint)
 }
 
 /// Removes checkpoints of other incarnations than `keep`, and files left half-written.

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use bytes::BytesMut;
-use kafka_protocol::messages::{ApiVersionsResponse, RequestKind};
+use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, RequestKind};
 use millrace_net::kafka::codec::{self, Request};
 
 use super::{connection::Peer, handlers as h};
@@ -22,15 +22,15 @@ pub enum Reply {
 /// The answer to an ApiVersions request newer than ours: version 0 of the response with error 35 and the ranges.
 #[must_use]
 pub fn unsupported_api_versions(correlation_id: i32) -> BytesMut {
-    codec::encode(&h::api_versions::unsupported(), 0, correlation_id)
+    codec::encode(ApiKey::ApiVersions, &h::api_versions::unsupported(), 0, correlation_id)
 }
 
 /// Handles one request.
 pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
-    let (version, id) = (request.version, request.correlation_id);
+    let (api, version, id) = (request.api, request.version, request.correlation_id);
     macro_rules! answer {
         ($response:expr) => {
-            Reply::Bytes(codec::encode(&$response, version, id))
+            Reply::Bytes(codec::encode(api, &$response, version, id))
         };
     }
     let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());
@@ -43,7 +43,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         RequestKind::Fetch(r) => Reply::Bytes(h::fetch::handle(node, version, id, r).await),
         RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
         RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, r).await),
-        RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, r).await),
+        RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, version, r).await),
         RequestKind::OffsetFetch(r) => answer!(h::offset_fetch::handle(node, version, r).await),
         RequestKind::FindCoordinator(r) => answer!(h::find_coordinator::handle(node, version, r).await),
         RequestKind::JoinGroup(r) => answer!(h::join_group::handle(node, version, client_id, peer, r).await),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{
     METRICS, Results, Table,
     chart::{self, Series, XAxis},
-    line, metric_table, ratio_tables, shown, where_they_win,
+    metric_table, ratio_tables, shown, where_they_win,
 };
 use crate::Outcome;
 use crate::result::{Latency, RunResult};
@@ -163,9 +163,10 @@ pub(super) fn page(results: &Results) -> Outcome<String> {
             )?);
         }
     }
-    if !results.invalid.is_empty() {
+    let not_counted = results.not_counted();
+    if !not_counted.is_empty() {
         writeln!(out, "<h2>Runs that do not count</h2>")?;
-        list(&mut out, results.invalid.iter().map(line))?;
+        list(&mut out, not_counted)?;
     }
     writeln!(
         out,

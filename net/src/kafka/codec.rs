@@ -8,7 +8,7 @@ use kafka_protocol::{
 };
 use thiserror::Error;
 
-use super::{shape, versions};
+use super::{newer, shape, versions};
 
 /// A request that cannot be served. The connection is closed for all but `UnsupportedVersion` of ApiVersions,
 /// because no response could be understood.
@@ -83,12 +83,14 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
         what: what.into(),
         reason,
     };
-    let header_version = api.request_header_version(version);
+    let header_version = api.request_header_version(newer::known(api, version));
     shape::check_header(&frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
     let header = RequestHeader::decode(&mut frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
     let name = format!("{api:?} v{version}");
     shape::check(api, version, &frame).map_err(|e| malformed(&name, e.to_string()))?;
-    let body = RequestKind::decode(api, &mut frame, version).map_err(|e| malformed(&name, e.to_string()))?;
+    let mut frame = newer::request(api, version, frame).map_err(|e| malformed(&name, e.to_string()))?;
+    let body = RequestKind::decode(api, &mut frame, newer::known(api, version))
+        .map_err(|e| malformed(&name, e.to_string()))?;
     if frame.has_remaining() {
         return Err(malformed(&name, format!("{} bytes follow it", frame.remaining())));
     }
@@ -102,21 +104,28 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
     })
 }
 
-/// Encodes a response with length prefix and header.
+/// Encodes a response of `api` with length prefix and header.
 ///
 /// # Panics
 /// If a field was set that the version does not have: a bug of the handler.
 #[must_use]
-pub fn encode<R: Encodable + HeaderVersion>(response: &R, version: i16, correlation_id: i32) -> BytesMut {
+pub fn encode<R: Encodable + HeaderVersion>(api: ApiKey, response: &R, version: i16, correlation_id: i32) -> BytesMut {
+    let known = newer::known(api, version);
     let mut out = BytesMut::with_capacity(256);
     out.extend_from_slice(&[0; 4]);
     ResponseHeader::default()
         .with_correlation_id(correlation_id)
-        .encode(&mut out, R::header_version(version))
+        .encode(&mut out, R::header_version(known))
         .expect("a response header has no field that a version lacks");
+    let header_len = out.len();
     response
-        .encode(&mut out, version)
+        .encode(&mut out, known)
         .unwrap_or_else(|e| panic!("a handler built a response that version {version} cannot carry: {e}"));
+    if known != version {
+        let body = newer::response(api, version, &out[header_len..]);
+        out.truncate(header_len);
+        out.extend_from_slice(&body);
+    }
     let length = (out.len() - 4) as i32;
     out[..4].copy_from_slice(&length.to_be_bytes());
     out

@@ -4,5 +4,6 @@
 pub mod codec;
 pub mod compression;
 pub mod frame;
+pub mod newer;
 pub mod shape;
 pub mod versions;

@@ -3,8 +3,10 @@
 //! thousand million of them.
 //!
 //! Schemas are written in a small notation, one string per API, versions as `@from`, `@from-to`:
-//! `b` int8/bool, `h` int16, `i` int32, `l` int64, `d` float64, `u` uuid, `s` string, `n` nullable string, `y` bytes,
+//! `b` int8/bool, `h` int16, `i` int32, `l` int64, `d` float64, `u` uuid, `t` uuid of a topic, `s` string, `w` string that names a topic, `n` nullable string, `y` bytes,
 //! `[…]` array of structures, `{…}` array of plain elements. Source: Kafka's message definitions.
+
+use std::ops::Range;
 
 use kafka_protocol::messages::ApiKey;
 use thiserror::Error;
@@ -38,8 +40,8 @@ fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
         ),
         ApiKey::ListOffsets => (6, "i b@2 [s [i i@4 l]] i@10"),
         ApiKey::Metadata => (9, "[u@10 n] b@4 b@8-10 b@8"),
-        ApiKey::OffsetCommit => (8, "s i@1 s@1 n@7 l@2-4 [s [i l i@6 l@1-1 n]]"),
-        ApiKey::OffsetFetch => (6, "s@0-7 [s {i}]@0-7 [s n@9 i@9 [s {i}]]@8 b@7"),
+        ApiKey::OffsetCommit => (8, "s i@1 s@1 n@7 l@2-4 [s@0-9 t@10 [i l i@6 l@1-1 n]]"),
+        ApiKey::OffsetFetch => (6, "s@0-7 [s {i}]@0-7 [s n@9 i@9 [s@8-9 t@10 {i}]]@8 b@7"),
         ApiKey::FindCoordinator => (3, "s@0-3 b@1 {s}@4"),
         ApiKey::JoinGroup => (6, "s i i@1 s n@5 s [s y] n@8"),
         ApiKey::Heartbeat => (4, "s i s n@3"),
@@ -71,11 +73,25 @@ fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
 
 struct Walk<'a> {
     left: &'a [u8],
+    /// Length of all.
+    total: usize,
+    /// Where topics' ids or names (`t`, `w`) stand, with their lengths.
+    topics: Vec<Range<usize>>,
     version: i16,
     flexible: bool,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(bytes: &'a [u8], version: i16, flexible: bool) -> Self {
+        Self {
+            left: bytes,
+            total: bytes.len(),
+            topics: Vec::new(),
+            version,
+            flexible,
+        }
+    }
+
     fn skip(&mut self, n: usize) -> Result<(), ShapeError> {
         self.left = self.left.get(n..).ok_or(ShapeError::Short)?;
         Ok(())
@@ -158,6 +174,17 @@ impl Walk<'_> {
             b'i' => self.skip(4),
             b'l' | b'd' => self.skip(8),
             b'u' => self.skip(16),
+            b't' => {
+                let at = self.total - self.left.len();
+                self.topics.push(at..at + 16);
+                self.skip(16)
+            }
+            b'w' => {
+                let at = self.total - self.left.len();
+                self.sized(2)?;
+                self.topics.push(at..self.total - self.left.len());
+                Ok(())
+            }
             b's' | b'n' => self.sized(2),
             b'y' => self.sized(4),
             // A nullable structure begins with a byte that says whether it is there.
@@ -228,13 +255,38 @@ pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<(), ShapeError> {
     let Some((flexible_from, schema)) = schema(api) else {
         return Ok(());
     };
-    let mut walk = Walk {
-        left: body,
-        version,
-        flexible: version >= flexible_from,
-    };
+    let mut walk = Walk::new(body, version, version >= flexible_from);
     walk.fields(schema)?;
     walk.tags()
+}
+
+/// Where the ids of topics stand in a request's body.
+///
+/// # Errors
+/// [`ShapeError`].
+pub fn topic_ids(api: ApiKey, version: i16, body: &[u8]) -> Result<Vec<Range<usize>>, ShapeError> {
+    let Some((flexible_from, schema)) = schema(api) else {
+        return Ok(Vec::new());
+    };
+    let mut walk = Walk::new(body, version, version >= flexible_from);
+    walk.fields(schema)?;
+    walk.tags()?;
+    Ok(walk.topics)
+}
+
+/// Where the names of topics stand, with their lengths, in the body of a response of OffsetCommit or OffsetFetch 9.
+///
+/// # Errors
+/// [`ShapeError`].
+pub fn response_topics(api: ApiKey, body: &[u8]) -> Result<Vec<Range<usize>>, ShapeError> {
+    let schema = match api {
+        ApiKey::OffsetCommit => "i [w [i h]]",
+        _ => "i [s [w [i l i n h]] h]",
+    };
+    let mut walk = Walk::new(body, 9, true);
+    walk.fields(schema)?;
+    walk.tags()?;
+    Ok(walk.topics)
 }
 
 /// Checks a request header: key, version, correlation id, client id (never compact), then tags from version 2 on.
@@ -242,11 +294,7 @@ pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<(), ShapeError> {
 /// # Errors
 /// [`ShapeError`].
 pub fn check_header(frame: &[u8], header_version: i16) -> Result<(), ShapeError> {
-    let mut walk = Walk {
-        left: frame,
-        version: header_version,
-        flexible: false,
-    };
+    let mut walk = Walk::new(frame, header_version, false);
     walk.fields("h h i n@1")?;
     walk.flexible = header_version >= 2;
     walk.tags()

@@ -1,4 +1,4 @@
-//! DescribeLogDirs, versions 1 to 4: one folder, sizes of segments, room on the disk (KIP-827).
+//! DescribeLogDirs, versions 1 to 5: one folder, sizes of segments, room on the disk (KIP-827).
 
 use std::{collections::BTreeMap, rc::Rc};
 

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use kafka_protocol::{
     ResponseError,
     messages::{
-        FetchRequest, FetchResponse, TopicName,
+        ApiKey, FetchRequest, FetchResponse, TopicName,
         fetch_response::{EpochEndOffset, FetchableTopicResponse, PartitionData},
     },
     protocol::StrBytes,
@@ -39,7 +39,7 @@ type Outcomes = Vec<Result<Given, Failure>>;
 
 /// Handles a request; returns the encoded response.
 pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request: FetchRequest) -> BytesMut {
-    let encode = |response: FetchResponse| codec::encode(&response, version, correlation_id);
+    let encode = |response: FetchResponse| codec::encode(ApiKey::Fetch, &response, version, correlation_id);
     let by_id = version >= 13;
     let (session_id, epoch) = (request.session_id, request.session_epoch);
     let max_bytes = usize::try_from(request.max_bytes)

@@ -1,5 +1,5 @@
-//! ListOffsets, versions 1 to 10: earliest (-2), latest (-1), by time, largest timestamp (-3, KIP-734), earliest local
-//! (-4) and latest tiered (-5) of KIP-405, where nothing is tiered.
+//! ListOffsets, versions 1 to 11: earliest (-2), latest (-1), by time, largest timestamp (-3, KIP-734), earliest local
+//! (-4), latest tiered (-5) and earliest not yet tiered (-6) of KIPs 405 and 1023, where nothing is tiered.
 
 use std::{collections::HashSet, rc::Rc};
 
@@ -52,6 +52,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) 
                     -4 if version >= 8 => Lookup::Earliest,
                     time if time >= 0 => Lookup::Time(time),
                     -5 if version >= 9 => return Ok(None),
+                    -6 if version >= 11 => return Ok(None),
                     _ => return Err(Failure::from(ResponseError::UnsupportedVersion)),
                 };
                 Ok(Some((resolved.shard, (resolved.key, lookup))))

@@ -1,4 +1,5 @@
-//! OffsetCommit, versions 2 to 9: durable before it is answered. Each partition is answered by itself.
+//! OffsetCommit, versions 2 to 10: durable before it is answered. Each partition is answered by itself. From 10 on
+//! topics are named by id (`net/kafka/newer.rs`).
 
 use std::rc::Rc;
 
@@ -10,15 +11,16 @@ use kafka_protocol::{
     },
 };
 use millrace_cluster::group::{coordinator::Caller, offsets::Committed};
+use millrace_net::kafka::newer;
 
 use crate::{kafka::errors::Failure, node::Node};
 
 /// Handles a request.
-pub async fn handle(node: &Rc<Node>, request: OffsetCommitRequest) -> OffsetCommitResponse {
+pub async fn handle(node: &Rc<Node>, version: i16, request: OffsetCommitRequest) -> OffsetCommitResponse {
     let asked = request.clone();
     let result = node
         .router
-        .call(node, 0, move |n| async move { commit(&n, asked).await })
+        .call(node, 0, move |n| async move { commit(&n, version, asked).await })
         .await;
     let codes = match result.map_err(Failure::from).and_then(|r| r) {
         Ok(codes) => codes,
@@ -51,7 +53,7 @@ pub async fn handle(node: &Rc<Node>, request: OffsetCommitRequest) -> OffsetComm
 }
 
 /// Codes of all partitions in the order of the request.
-async fn commit(node: &Rc<Node>, request: OffsetCommitRequest) -> Result<Vec<i16>, Failure> {
+async fn commit(node: &Rc<Node>, version: i16, request: OffsetCommitRequest) -> Result<Vec<i16>, Failure> {
     let caller = Caller {
         member_id: &request.member_id,
         instance_id: request.group_instance_id.as_deref(),
@@ -67,17 +69,25 @@ async fn commit(node: &Rc<Node>, request: OffsetCommitRequest) -> Result<Vec<i16
             let mut codes = Vec::new();
             let mut accepted = Vec::new();
             for topic in &request.topics {
-                let image = view.image.topic(&topic.name);
+                let (image, unknown) = if version >= 10 {
+                    let id = newer::name_as_id(&topic.name);
+                    let image = id.and_then(|id| view.image.topic_by_id(&id));
+                    (image, ResponseError::UnknownTopicId)
+                } else {
+                    (view.image.topic(&topic.name), ResponseError::UnknownTopicOrPartition)
+                };
                 for p in &topic.partitions {
                     let metadata = p.committed_metadata.as_ref().map_or("", |m| m.as_str());
-                    let known = image.is_some_and(|t| (p.partition_index as usize) < t.partitions.len());
-                    codes.push(if !known {
+                    let known = image.filter(|t| (p.partition_index as usize) < t.partitions.len());
+                    codes.push(if image.is_none() {
+                        unknown.code()
+                    } else if known.is_none() {
                         ResponseError::UnknownTopicOrPartition.code()
                     } else if let Err(error) = groups.check_metadata(metadata) {
                         Failure::from(error).code()
                     } else {
                         accepted.push((
-                            topic.name.to_string(),
+                            image.map(|t| t.name.clone()).unwrap_or_default(),
                             p.partition_index,
                             Committed {
                                 offset: p.committed_offset,

@@ -1,8 +1,10 @@
-//! OffsetFetch, versions 1 to 9: one group, or several from version 8 on (KIP-709); null topics mean all.
+//! OffsetFetch, versions 1 to 10: one group, or several from version 8 on (KIP-709); null topics mean all. From 10 on topics
+//! are named by id (`net/kafka/newer.rs`).
 
 use std::rc::Rc;
 
 use kafka_protocol::{
+    ResponseError,
     messages::{
         GroupId, OffsetFetchRequest, OffsetFetchResponse,
         offset_fetch_response::{
@@ -13,6 +15,7 @@ use kafka_protocol::{
     protocol::StrBytes,
 };
 use millrace_cluster::group::offsets::Committed;
+use millrace_net::kafka::newer;
 
 use crate::{kafka::errors::Failure, node::Node};
 
@@ -26,16 +29,27 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: OffsetFetchRequest) 
     if version >= 8 {
         let mut groups = Vec::with_capacity(request.groups.len());
         for asked in request.groups {
-            let wanted = asked.topics.map(|topics| {
+            let mut wanted: Wanted = asked.topics.map(|topics| {
                 topics
                     .into_iter()
                     .map(|t| (t.name.to_string(), t.partition_indexes))
                     .collect()
             });
-            groups.push(answer_group(
-                asked.group_id.clone(),
-                fetch(node, asked.group_id.to_string(), wanted).await,
-            ));
+            let by_id = version >= 10;
+            let unknown = if by_id {
+                ids_to_names(node, &mut wanted)
+            } else {
+                Vec::new()
+            };
+            let mut found = fetch(node, asked.group_id.to_string(), wanted).await;
+            if by_id && let Ok(found) = &mut found {
+                names_to_ids(node, found);
+            }
+            let mut group = answer_group(asked.group_id, found);
+            if group.error_code == 0 {
+                group.topics.extend(unknown);
+            }
+            groups.push(group);
         }
         return OffsetFetchResponse::default().with_groups(groups);
     }
@@ -62,6 +76,47 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: OffsetFetchRequest) 
             }
         }
     }
+}
+
+/// Puts names in the place of ids; returns the answers for ids that no topic has.
+fn ids_to_names(node: &Rc<Node>, wanted: &mut Wanted) -> Vec<OffsetFetchResponseTopics> {
+    let view = node.view();
+    let mut unknown = Vec::new();
+    for topics in wanted.iter_mut() {
+        topics.retain_mut(|(topic, partitions)| {
+            let image = newer::name_as_id(topic).and_then(|id| view.image.topic_by_id(&id));
+            if let Some(image) = image {
+                topic.clone_from(&image.name);
+                return true;
+            }
+            let answers = partitions.iter().map(|p| {
+                OffsetFetchResponsePartitions::default()
+                    .with_partition_index(*p)
+                    .with_committed_offset(-1)
+                    .with_committed_leader_epoch(-1)
+                    .with_error_code(ResponseError::UnknownTopicId.code())
+            });
+            unknown.push(
+                OffsetFetchResponseTopics::default()
+                    .with_name(StrBytes::from_string(topic.clone()).into())
+                    .with_partitions(answers.collect()),
+            );
+            false
+        });
+    }
+    unknown
+}
+
+/// Puts ids in the place of names; topics that are gone have none and are left out.
+fn names_to_ids(node: &Rc<Node>, found: &mut Found) {
+    let view = node.view();
+    found.retain_mut(|(topic, _)| match view.image.topic(topic) {
+        Some(image) => {
+            *topic = newer::id_as_name(image.id);
+            true
+        }
+        None => false,
+    });
 }
 
 async fn fetch(node: &Rc<Node>, group: String, wanted: Wanted) -> Result<Found, Failure> {
