@@ -54,7 +54,7 @@ tools() {
 }
 
 clients() {
-  cargo build --quiet
+  cargo build --quiet --workspace
   tools
   [ -d "$WORK/java" ] && export MILLRACE_TEST_JAVA_LIB="$WORK/java"
   [ -d "$WORK/go" ] && export MILLRACE_TEST_GO="$WORK/go"

@@ -11,6 +11,9 @@ use millrace_cluster::group::{
     records,
 };
 
+/// A consumer's subscription to the topic `t`: version, one topic, no user data.
+const SUBSCRIPTION: &[u8] = b"\0\0\0\0\0\x01\0\x01t\xff\xff\xff\xff";
+
 struct Story {
     groups: Coordinator,
     now: i64,
@@ -75,7 +78,7 @@ impl Story {
             session_timeout_ms: 10_000,
             rebalance_timeout_ms: 30_000,
             protocol_type: "consumer".into(),
-            protocols: vec![("range".into(), Bytes::from_static(b"sub"))],
+            protocols: vec![("range".into(), Bytes::from_static(SUBSCRIPTION))],
             require_member_id: false,
             new_member_id: format!("m{}", self.next),
         };
@@ -381,5 +384,38 @@ fn what_was_persisted_brings_the_group_back() {
             .log
             .iter()
             .any(|(key, value)| *key == records::group_key("g") && value.is_none())
+    );
+}
+
+#[test]
+fn offsets_of_topics_that_nobody_subscribes_to_any_more_expire() {
+    let (mut story, one, two, generation) = Story::stable();
+    for topic in ["t", "old"] {
+        let committed = Committed {
+            offset: 5,
+            leader_epoch: 1,
+            metadata: String::new(),
+            commit_ms: story.now,
+        };
+        story.groups.committed("g", topic, 0, committed, story.now);
+    }
+    let topics = |story: &Story| -> Vec<String> {
+        let group = story.groups.group("g").expect("it lives");
+        group.offsets.iter().map(|(topic, ..)| topic.to_owned()).collect()
+    };
+    for _ in 0..20 {
+        story.pass(5_000);
+        assert_eq!(story.heartbeat(&one, generation), Ok(()));
+        assert_eq!(story.heartbeat(&two, generation), Ok(()));
+        assert_eq!(topics(&story), ["old", "t"], "not before the time is up");
+        story.groups.expire_offsets(story.now - 1);
+    }
+    story.groups.expire_offsets(story.now);
+    story.drain();
+    assert_eq!(topics(&story), ["t"]);
+    let key = records::offset_key("g", "old", 0);
+    assert!(
+        story.log.iter().any(|(k, v)| *k == key && v.is_none()),
+        "the log says so"
     );
 }

@@ -7,8 +7,13 @@ use std::{fs, path::Path};
 use millrace_engine::{
     PartitionKey,
     batch::{BatchHeader, PayloadFormat, RecordKind},
+    checkpoint,
+    disk::sim::SimHost,
+    host::{Host, HostFile, OpenMode},
+    index::SegmentIndex,
     journal::{Position, format::GroupHeader},
-    layout::{FileHeader, FileKind},
+    layout::{BLOCK, FileHeader, FileKind},
+    log::{LogConfig, LogState, SequenceCheck},
 };
 use uuid::Uuid;
 
@@ -119,5 +124,137 @@ fn any_damage_of_a_header_is_seen() {
             damaged[byte] ^= 1 << bit;
             assert!(BatchHeader::decode(&damaged).is_err(), "byte {byte} bit {bit}");
         }
+    }
+}
+
+const KEY: PartitionKey = PartitionKey {
+    topic: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
+    partition: 7,
+};
+
+/// The `n`th of some batches of an idempotent producer, 40 KB each.
+fn header(n: i64) -> BatchHeader {
+    BatchHeader {
+        kind: RecordKind::Batch,
+        format: PayloadFormat::KafkaV2,
+        key: KEY,
+        base_offset: 0,
+        last_offset: 9,
+        leader_epoch: 0,
+        record_count: 10,
+        attributes: 0,
+        base_timestamp: 1_700_000_000_000 + n,
+        max_timestamp: 1_700_000_000_005 + n,
+        producer_id: 42,
+        producer_epoch: 3,
+        base_sequence: (n * 10) as i32,
+        payload_len: 40_000,
+        payload_crc: 0xdead_beef,
+        segment_base: 0,
+        segment_position: 0,
+    }
+}
+
+/// A log of eight batches in two epochs and more than one segment, and their headers as they were placed.
+fn log() -> (LogState, Vec<BatchHeader>) {
+    let config = LogConfig {
+        segment_bytes: 200_000,
+        ..LogConfig::default()
+    };
+    let mut state = LogState::new(KEY);
+    let mut headers = Vec::new();
+    for n in 0..8 {
+        let mut header = header(n);
+        state.assign(&mut header, 4 + i32::from(n > 5), &config, 1_700_000_000_000, false);
+        headers.push(header);
+    }
+    (state, headers)
+}
+
+fn on_a_new_disk(path: &Path, bytes: &[u8]) -> SimHost {
+    let host = SimHost::new();
+    let done = host.run(async {
+        let file = host.open(path, OpenMode::Create).await?;
+        let mut buffer = host.buffer(bytes.len());
+        buffer.copy_from_slice(bytes);
+        file.write_at(buffer, 0).await
+    });
+    done.expect("nothing cuts the run").expect("a disk without faults");
+    host
+}
+
+#[test]
+fn checkpoint_1() {
+    let (state, _) = log();
+    let dir = Path::new("/data/checkpoint");
+    let path = dir.join("0000000006-0002.checkpoint");
+    let written = checkpoint::Checkpoint::new(
+        Position { seq: 5, offset: 8192 },
+        0,
+        vec![checkpoint::PartitionCheckpoint::capture(&state)],
+    );
+    let base = checkpoint::Checkpoint::default();
+    let host = SimHost::new();
+    host.run(async {
+        let shard = checkpoint::Name::Shard {
+            incarnation: 6,
+            shard: 2,
+        };
+        checkpoint::store(&host, dir, shard, &written).await
+    })
+    .expect("nothing cuts the run")
+    .expect("a disk without faults");
+    let stored = golden("checkpoint-1", &host.contents(&path));
+
+    let host = on_a_new_disk(&path, &stored);
+    let found = host
+        .run(async {
+            let name = checkpoint::Name::Base { incarnation: 6 };
+            checkpoint::store(&host, dir, name, &base).await?;
+            checkpoint::load(&host, dir).await
+        })
+        .expect("nothing cuts the run")
+        .expect("it is read");
+    let (shard, read) = found.shards.into_iter().next().expect("the shard's");
+    assert_eq!((shard, read.replay_from()), (2, Position { seq: 5, offset: 8192 }));
+    let log = read.partitions.into_iter().next().expect("the partition").restore();
+    assert_eq!((log.key, log.log_start(), log.log_end()), (KEY, 0, 80));
+    assert_eq!(log.segments(), state.segments());
+    assert!(log.segments().len() > 1, "the sample has several segments");
+    assert_eq!(log.epochs.latest(), Some(5));
+    assert_eq!(log.epochs.end_offset(4, 80), Some((4, 60)));
+    // The producer's next batch is new, its last one a duplicate.
+    assert_eq!(log.producers.check(&header(8)).ok(), Some(SequenceCheck::New));
+    assert_eq!(
+        log.producers.check(&header(7)).ok(),
+        state.producers.check(&header(7)).ok()
+    );
+}
+
+#[test]
+fn index_1() {
+    let (_, headers) = log();
+    let path = Path::new("/data/index");
+    let mut index = SegmentIndex::new(BLOCK);
+    let first = headers.iter().filter(|h| h.segment_base == 0);
+    first.clone().for_each(|h| index.note(h));
+    let host = SimHost::new();
+    host.run(index.store(&host, path, KEY, 0))
+        .expect("nothing cuts the run")
+        .expect("a disk without faults");
+    let stored = golden("index-1", &host.contents(path));
+
+    let host = on_a_new_disk(path, &stored);
+    let read = host
+        .run(SegmentIndex::load(&host, path))
+        .expect("ends")
+        .expect("it is read");
+    assert_eq!(read.len(), index.len());
+    for h in first {
+        assert_eq!(read.position_of(h.base_offset), index.position_of(h.base_offset));
+        assert_eq!(
+            read.position_of_time(h.max_timestamp),
+            index.position_of_time(h.max_timestamp)
+        );
     }
 }

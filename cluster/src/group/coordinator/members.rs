@@ -1,314 +1,16 @@
-//! All groups of a coordinator: what requests, time and loading do to them.
-//!
-//! Call order: any `join`, `sync`, … or [`tick`](Coordinator::tick); then drain [`poll_output`](Coordinator::poll_output)
-//! (persist first, answer afterwards, in the order given); then sleep until
-//! [`next_deadline`](Coordinator::next_deadline). Time is ms since 1970 and comes from the caller.
-
-use std::collections::{BTreeSet, HashMap, VecDeque};
+//! Members come, are given their assignments, and go: joins, rebalances, syncs, heartbeats, leaves.
 
 use bytes::Bytes;
 
 use super::{
-    GroupError,
-    classic::{Group, GroupState, Member},
-    offsets::Committed,
-    records::{self, GroupRecord},
+    super::{
+        GroupError,
+        classic::{Group, GroupState, Member},
+    },
+    Caller, Coordinator, Join, Joined, Output, ReplyId, Synced, persist,
 };
 
-/// A request that waits for its answer.
-pub type ReplyId = u64;
-
-/// Broker configuration that groups act on.
-#[derive(Clone, Debug)]
-pub struct GroupConfig {
-    /// `group.min.session.timeout.ms`
-    pub min_session_timeout_ms: i32,
-    /// `group.max.session.timeout.ms`
-    pub max_session_timeout_ms: i32,
-    /// `group.initial.rebalance.delay.ms`
-    pub initial_rebalance_delay_ms: i64,
-    /// `group.max.size`
-    pub max_size: usize,
-    /// `offset.metadata.max.bytes`
-    pub metadata_max_bytes: usize,
-    /// `offsets.retention.minutes`, in ms
-    pub offsets_retention_ms: i64,
-}
-
-/// A JoinGroup request.
-#[derive(Clone, Debug)]
-pub struct Join {
-    /// Group.
-    pub group: String,
-    /// Empty the first time.
-    pub member_id: String,
-    /// Static membership.
-    pub instance_id: Option<String>,
-    /// As the client calls itself.
-    pub client_id: String,
-    /// Where it connects from.
-    pub client_host: String,
-    /// Session.
-    pub session_timeout_ms: i32,
-    /// Patience with the others.
-    pub rebalance_timeout_ms: i32,
-    /// `consumer`, …
-    pub protocol_type: String,
-    /// Preferred first.
-    pub protocols: Vec<(String, Bytes)>,
-    /// The version of the request asks for KIP-394.
-    pub require_member_id: bool,
-    /// A new member id, drawn by the caller.
-    pub new_member_id: String,
-}
-
-/// The answer to a JoinGroup.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Joined {
-    /// Generation.
-    pub generation: i32,
-    /// Protocol in force.
-    pub protocol_type: Option<String>,
-    /// Protocol in force.
-    pub protocol: Option<String>,
-    /// Leader.
-    pub leader: String,
-    /// The member's id.
-    pub member_id: String,
-    /// For the leader: member id, instance id, subscription.
-    pub members: Vec<(String, Option<String>, Bytes)>,
-    /// The leader need not assign again (KIP-814).
-    pub skip_assignment: bool,
-}
-
-/// The answer to a SyncGroup.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Synced {
-    /// Protocol in force.
-    pub protocol_type: Option<String>,
-    /// Protocol in force.
-    pub protocol: Option<String>,
-    /// For the member.
-    pub assignment: Bytes,
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug)]
-pub enum Output {
-    /// Append to the group's partition of `__consumer_offsets`, durably, before the outputs that follow.
-    Persist {
-        /// Whose.
-        group: String,
-        /// Key and value of the record.
-        records: Vec<(Bytes, Option<Bytes>)>,
-    },
-    /// Answer a JoinGroup.
-    Joined(ReplyId, Result<Joined, (GroupError, String)>),
-    /// Answer a SyncGroup.
-    Synced(ReplyId, Result<Synced, GroupError>),
-}
-
-/// Who asks, in requests of members.
-#[derive(Clone, Copy, Debug)]
-pub struct Caller<'a> {
-    /// Member id.
-    pub member_id: &'a str,
-    /// Static membership.
-    pub instance_id: Option<&'a str>,
-    /// Generation.
-    pub generation: i32,
-}
-
-/// The state machine.
-pub struct Coordinator {
-    config: GroupConfig,
-    groups: HashMap<String, Group>,
-    /// When to look at a group again; stale entries are harmless.
-    deadlines: BTreeSet<(i64, String)>,
-    outputs: VecDeque<Output>,
-}
-
 impl Coordinator {
-    /// Without groups.
-    #[must_use]
-    pub fn new(config: GroupConfig) -> Self {
-        Self {
-            config,
-            groups: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            outputs: VecDeque::new(),
-        }
-    }
-
-    /// Takes in new settings; they hold from the next request.
-    pub fn set_config(&mut self, config: GroupConfig) {
-        self.config = config;
-    }
-
-    /// The next thing to do.
-    pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
-    }
-
-    /// When [`tick`](Self::tick) is due.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<i64> {
-        self.deadlines.first().map(|(at, _)| *at)
-    }
-
-    /// A group, to look at.
-    #[must_use]
-    pub fn group(&self, id: &str) -> Option<&Group> {
-        self.groups.get(id)
-    }
-
-    /// All groups, in no order.
-    pub fn groups(&self) -> impl Iterator<Item = &Group> {
-        self.groups.values()
-    }
-
-    /// Takes in a record of the log (loading).
-    pub fn load(&mut self, record: GroupRecord, now: i64) {
-        match record {
-            GroupRecord::Offset {
-                group,
-                topic,
-                partition,
-                committed,
-            } => match committed {
-                Some(committed) => self
-                    .groups
-                    .entry(group.clone())
-                    .or_insert_with(|| Group::new(group, now))
-                    .offsets
-                    .put(&topic, partition, committed),
-                None => {
-                    if let Some(g) = self.groups.get_mut(&group) {
-                        g.offsets.remove(&topic, partition);
-                    }
-                }
-            },
-            GroupRecord::Group { group, state } => {
-                let old = self.groups.remove(&group);
-                if let Some(mut state) = state {
-                    if let Some(old) = old {
-                        state.offsets = old.offsets;
-                    }
-                    self.groups.insert(group, *state);
-                } else if let Some(old) = old.filter(|g| !g.offsets.is_empty()) {
-                    let mut empty = Group::new(group.clone(), now);
-                    empty.offsets = old.offsets;
-                    self.groups.insert(group, empty);
-                }
-            }
-        }
-    }
-
-    /// Ends loading: sessions of loaded members begin now.
-    pub fn loaded(&mut self, now: i64) {
-        let ids: Vec<String> = self.groups.keys().cloned().collect();
-        for id in ids {
-            if let Some(group) = self.groups.get_mut(&id) {
-                for member in group.members.values_mut() {
-                    member.session_deadline = now + i64::from(member.session_timeout_ms);
-                }
-            }
-            self.arm(&id);
-        }
-    }
-
-    /// All state as records, for a snapshot of the log.
-    #[must_use]
-    pub fn snapshot(&self, of: impl Fn(&str) -> bool) -> Vec<(Bytes, Option<Bytes>)> {
-        let mut out = Vec::new();
-        for group in self.groups.values().filter(|g| of(&g.id)) {
-            if group.protocol_type.is_some() {
-                out.push((records::group_key(&group.id), Some(records::group_value(group))));
-            }
-            for (topic, partition, committed) in group.offsets.iter() {
-                out.push((
-                    records::offset_key(&group.id, topic, partition),
-                    Some(records::offset_value(committed)),
-                ));
-            }
-        }
-        out
-    }
-
-    fn arm(&mut self, id: &str) {
-        let Some(group) = self.groups.get(id) else { return };
-        let mut next = i64::MAX;
-        match group.state {
-            GroupState::PreparingRebalance => {
-                next = next.min(group.initial_delay_until.unwrap_or(group.rebalance_deadline));
-            }
-            GroupState::CompletingRebalance => next = next.min(group.sync_deadline),
-            GroupState::Empty | GroupState::Stable => {}
-        }
-        for member in group
-            .members
-            .values()
-            .filter(|m| m.awaiting_join.is_none() && m.awaiting_sync.is_none())
-        {
-            next = next.min(member.session_deadline);
-        }
-        if let Some(lapse) = group.pending.values().min() {
-            next = next.min(*lapse);
-        }
-        if next < i64::MAX {
-            self.deadlines.insert((next, id.to_owned()));
-        }
-    }
-
-    /// Lets time pass.
-    pub fn tick(&mut self, now: i64) {
-        while let Some((at, id)) = self.deadlines.first().cloned() {
-            if at > now {
-                break;
-            }
-            self.deadlines.pop_first();
-            self.tick_group(&id, now);
-            self.arm(&id);
-        }
-    }
-
-    fn tick_group(&mut self, id: &str, now: i64) {
-        let Some(group) = self.groups.get_mut(id) else { return };
-        group.pending.retain(|_, lapse| *lapse > now);
-        let late_to_sync = group.state == GroupState::CompletingRebalance && group.sync_deadline <= now;
-        let expired: Vec<String> = group
-            .members
-            .values()
-            .filter(|m| {
-                m.awaiting_join.is_none() && m.awaiting_sync.is_none() && (m.session_deadline <= now || late_to_sync)
-            })
-            .map(|m| m.id.clone())
-            .collect();
-        for member in expired {
-            self.remove_member(id, &member, now);
-        }
-        let Some(group) = self.groups.get_mut(id) else { return };
-        if group.state != GroupState::PreparingRebalance {
-            return;
-        }
-        match group.initial_delay_until {
-            Some(until) if until <= now => {
-                let room = group.rebalance_deadline - now;
-                if group.joined_during_delay && room > 0 {
-                    // More members came: wait again, up to the rebalance timeout in all (KIP-134).
-                    group.joined_during_delay = false;
-                    group.initial_delay_until = Some(now + self.config.initial_rebalance_delay_ms.min(room));
-                } else {
-                    group.initial_delay_until = None;
-                    self.complete_join(id, now);
-                }
-            }
-            Some(_) => {}
-            None if group.rebalance_deadline <= now => self.complete_join(id, now),
-            None => self.try_complete_join(id, now),
-        }
-    }
-
     /// JoinGroup. The answer comes as an output.
     pub fn join(&mut self, reply: ReplyId, join: Join, now: i64) {
         let id = join.group.clone();
@@ -322,7 +24,12 @@ impl Coordinator {
         self.arm(&id);
     }
 
-    fn join_inner(&mut self, reply: ReplyId, join: Join, now: i64) -> Result<(), (GroupError, Option<String>)> {
+    pub(super) fn join_inner(
+        &mut self,
+        reply: ReplyId,
+        join: Join,
+        now: i64,
+    ) -> Result<(), (GroupError, Option<String>)> {
         let refuse = |error| Err((error, None));
         if join.group.is_empty() {
             return refuse(GroupError::InvalidGroupId);
@@ -375,7 +82,12 @@ impl Coordinator {
         Ok(())
     }
 
-    fn join_as_new(&mut self, reply: ReplyId, join: Join, now: i64) -> Result<(), (GroupError, Option<String>)> {
+    pub(super) fn join_as_new(
+        &mut self,
+        reply: ReplyId,
+        join: Join,
+        now: i64,
+    ) -> Result<(), (GroupError, Option<String>)> {
         let Some(group) = self.groups.get_mut(&join.group) else {
             return Err((GroupError::GroupNotFound, None));
         };
@@ -398,7 +110,7 @@ impl Coordinator {
         Ok(())
     }
 
-    fn add_member(&mut self, reply: ReplyId, join: Join, id: String, now: i64) {
+    pub(super) fn add_member(&mut self, reply: ReplyId, join: Join, id: String, now: i64) {
         let Some(group) = self.groups.get_mut(&join.group) else {
             return;
         };
@@ -432,7 +144,7 @@ impl Coordinator {
     }
 
     /// A static member is back under a new member id (KIP-345). If nothing it says has changed, the group goes on.
-    fn replace_static(&mut self, reply: ReplyId, join: Join, old_id: &str, new_id: String, now: i64) {
+    pub(super) fn replace_static(&mut self, reply: ReplyId, join: Join, old_id: &str, new_id: String, now: i64) {
         let id = join.group.clone();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(mut member) = group.members.remove(old_id) else {
@@ -480,7 +192,7 @@ impl Coordinator {
         self.prepare_rebalance(&id, now);
     }
 
-    fn rejoin(&mut self, reply: ReplyId, join: Join, now: i64) {
+    pub(super) fn rejoin(&mut self, reply: ReplyId, join: Join, now: i64) {
         let id = join.group.clone();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let is_leader = group.leader.as_deref() == Some(join.member_id.as_str());
@@ -514,7 +226,7 @@ impl Coordinator {
         self.prepare_rebalance(&id, now);
     }
 
-    fn prepare_rebalance(&mut self, id: &str, now: i64) {
+    pub(super) fn prepare_rebalance(&mut self, id: &str, now: i64) {
         let delay = self.config.initial_rebalance_delay_ms;
         let Some(group) = self.groups.get_mut(id) else { return };
         match group.state {
@@ -544,14 +256,14 @@ impl Coordinator {
         self.try_complete_join(id, now);
     }
 
-    fn try_complete_join(&mut self, id: &str, now: i64) {
+    pub(super) fn try_complete_join(&mut self, id: &str, now: i64) {
         let Some(group) = self.groups.get(id) else { return };
         if group.state == GroupState::PreparingRebalance && group.initial_delay_until.is_none() && group.all_joined() {
             self.complete_join(id, now);
         }
     }
 
-    fn complete_join(&mut self, id: &str, now: i64) {
+    pub(super) fn complete_join(&mut self, id: &str, now: i64) {
         let Some(group) = self.groups.get_mut(id) else { return };
         // Dynamic members that did not come back are out; static ones keep their place until their session ends.
         let gone: Vec<String> = group
@@ -605,24 +317,6 @@ impl Coordinator {
         }
     }
 
-    fn check_member(&self, id: &str, caller: Caller<'_>) -> Result<(), GroupError> {
-        let group = self.groups.get(id).ok_or(GroupError::UnknownMember)?;
-        if let Some(instance) = caller.instance_id {
-            match group.instances.get(instance) {
-                None => return Err(GroupError::UnknownMember),
-                Some(holder) if holder != caller.member_id => return Err(GroupError::FencedInstance),
-                Some(_) => {}
-            }
-        }
-        if !group.members.contains_key(caller.member_id) {
-            return Err(GroupError::UnknownMember);
-        }
-        if caller.generation != group.generation {
-            return Err(GroupError::IllegalGeneration);
-        }
-        Ok(())
-    }
-
     /// SyncGroup. The answer comes as an output.
     pub fn sync(
         &mut self,
@@ -639,7 +333,7 @@ impl Coordinator {
         self.arm(id);
     }
 
-    fn sync_inner(
+    pub(super) fn sync_inner(
         &mut self,
         reply: ReplyId,
         id: &str,
@@ -755,7 +449,7 @@ impl Coordinator {
         Ok(())
     }
 
-    fn remove_member(&mut self, id: &str, member_id: &str, now: i64) {
+    pub(super) fn remove_member(&mut self, id: &str, member_id: &str, now: i64) {
         let Some(group) = self.groups.get_mut(id) else { return };
         let Some(member) = group.members.remove(member_id) else {
             return;
@@ -782,199 +476,6 @@ impl Coordinator {
             GroupState::CompletingRebalance | GroupState::Stable => self.prepare_rebalance(id, now),
         }
     }
-
-    /// Whether a commit is allowed; [`committed`](Self::committed) is called when it is durable.
-    ///
-    /// # Errors
-    /// [`GroupError`].
-    pub fn check_commit(&mut self, id: &str, caller: Caller<'_>, now: i64) -> Result<(), GroupError> {
-        if id.is_empty() {
-            return Err(GroupError::InvalidGroupId);
-        }
-        let Some(group) = self.groups.get_mut(id) else {
-            return if caller.generation < 0 {
-                self.groups.insert(id.to_owned(), Group::new(id.to_owned(), now));
-                Ok(())
-            } else {
-                Err(GroupError::IllegalGeneration)
-            };
-        };
-        if caller.generation < 0 && caller.member_id.is_empty() && group.state == GroupState::Empty {
-            return Ok(());
-        }
-        self.check_member(id, caller)?;
-        let group = self.groups.get_mut(id).ok_or(GroupError::UnknownMember)?;
-        if group.state == GroupState::CompletingRebalance {
-            return Err(GroupError::RebalanceInProgress);
-        }
-        if let Some(member) = group.members.get_mut(caller.member_id) {
-            member.session_deadline = now + i64::from(member.session_timeout_ms);
-        }
-        Ok(())
-    }
-
-    /// Whether commit metadata is short enough.
-    ///
-    /// # Errors
-    /// [`GroupError::MetadataTooLarge`].
-    pub fn check_metadata(&self, metadata: &str) -> Result<(), GroupError> {
-        if metadata.len() > self.config.metadata_max_bytes {
-            return Err(GroupError::MetadataTooLarge);
-        }
-        Ok(())
-    }
-
-    /// A commit is durable.
-    pub fn committed(&mut self, id: &str, topic: &str, partition: i32, committed: Committed, now: i64) {
-        self.groups
-            .entry(id.to_owned())
-            .or_insert_with(|| Group::new(id.to_owned(), now))
-            .offsets
-            .put(topic, partition, committed);
-    }
-
-    /// Deletes a group without members, with its offsets.
-    ///
-    /// # Errors
-    /// [`GroupError::NonEmptyGroup`], [`GroupError::GroupNotFound`].
-    pub fn delete(&mut self, id: &str) -> Result<(), GroupError> {
-        if id.is_empty() {
-            return Err(GroupError::InvalidGroupId);
-        }
-        let group = self.groups.get(id).ok_or(GroupError::GroupNotFound)?;
-        if group.state != GroupState::Empty {
-            return Err(GroupError::NonEmptyGroup);
-        }
-        self.remove_group(id);
-        Ok(())
-    }
-
-    fn remove_group(&mut self, id: &str) {
-        let Some(group) = self.groups.remove(id) else { return };
-        let mut tombstones: Vec<(Bytes, Option<Bytes>)> = group
-            .offsets
-            .iter()
-            .map(|(topic, partition, _)| (records::offset_key(id, topic, partition), None))
-            .collect();
-        tombstones.push((records::group_key(id), None));
-        self.outputs.push_back(Output::Persist {
-            group: id.to_owned(),
-            records: tombstones,
-        });
-    }
-
-    /// Deletes single offsets; each partition is answered by itself.
-    ///
-    /// # Errors
-    /// [`GroupError`] for the whole request.
-    pub fn delete_offsets(
-        &mut self,
-        id: &str,
-        partitions: &[(String, i32)],
-    ) -> Result<Vec<Result<(), GroupError>>, GroupError> {
-        let group = self.groups.get_mut(id).ok_or(GroupError::GroupNotFound)?;
-        let subscribed = group.subscribed_topics();
-        if group.state != GroupState::Empty && subscribed.is_none() {
-            return Err(GroupError::NonEmptyGroup);
-        }
-        let subscribed = if group.state == GroupState::Empty {
-            None
-        } else {
-            subscribed
-        };
-        let mut tombstones = Vec::new();
-        let results = partitions
-            .iter()
-            .map(|(topic, partition)| {
-                if subscribed.as_ref().is_some_and(|s| s.contains(topic)) {
-                    return Err(GroupError::SubscribedToTopic);
-                }
-                if group.offsets.remove(topic, *partition).is_some() {
-                    tombstones.push((records::offset_key(id, topic, *partition), None));
-                }
-                Ok(())
-            })
-            .collect();
-        if !tombstones.is_empty() {
-            self.outputs.push_back(Output::Persist {
-                group: id.to_owned(),
-                records: tombstones,
-            });
-        }
-        Ok(results)
-    }
-
-    /// Forgets offsets of a topic that was deleted.
-    pub fn topic_deleted(&mut self, topic: &str) {
-        for group in self.groups.values_mut() {
-            let gone: Vec<i32> = group
-                .offsets
-                .iter()
-                .filter(|(t, _, _)| *t == topic)
-                .map(|(_, p, _)| p)
-                .collect();
-            if gone.is_empty() {
-                continue;
-            }
-            let records = gone
-                .into_iter()
-                .map(|p| {
-                    group.offsets.remove(topic, p);
-                    (records::offset_key(&group.id, topic, p), None)
-                })
-                .collect();
-            self.outputs.push_back(Output::Persist {
-                group: group.id.clone(),
-                records,
-            });
-        }
-    }
-
-    /// Forgets offsets that are older than `offsets.retention.minutes` in groups without members (KIP-211), and
-    /// groups that have nothing left.
-    pub fn expire_offsets(&mut self, now: i64) {
-        let retention = self.config.offsets_retention_ms;
-        let mut empty = Vec::new();
-        for group in self
-            .groups
-            .values_mut()
-            .filter(|g| g.state == GroupState::Empty && g.pending.is_empty())
-        {
-            let standalone = group.protocol_type.is_none();
-            let expired: Vec<(String, i32)> = group
-                .offsets
-                .iter()
-                .filter(|(_, _, c)| {
-                    let since = if standalone {
-                        c.commit_ms
-                    } else {
-                        c.commit_ms.max(group.state_since)
-                    };
-                    now - since >= retention
-                })
-                .map(|(t, p, _)| (t.to_owned(), p))
-                .collect();
-            if !expired.is_empty() {
-                let records = expired
-                    .iter()
-                    .map(|(topic, p)| {
-                        group.offsets.remove(topic, *p);
-                        (records::offset_key(&group.id, topic, *p), None)
-                    })
-                    .collect();
-                self.outputs.push_back(Output::Persist {
-                    group: group.id.clone(),
-                    records,
-                });
-            }
-            if group.offsets.is_empty() && now - group.state_since >= retention.min(60_000) {
-                empty.push(group.id.clone());
-            }
-        }
-        for id in empty {
-            self.remove_group(&id);
-        }
-    }
 }
 
 fn find_protocol(protocols: &[(String, Bytes)], name: &str) -> Bytes {
@@ -983,13 +484,6 @@ fn find_protocol(protocols: &[(String, Bytes)], name: &str) -> Bytes {
         .find(|(n, _)| n == name)
         .map(|(_, m)| m.clone())
         .unwrap_or_default()
-}
-
-fn persist(group: &Group) -> Output {
-    Output::Persist {
-        group: group.id.clone(),
-        records: vec![(records::group_key(&group.id), Some(records::group_value(group)))],
-    }
 }
 
 fn synced(group: &Group, assignment: Bytes) -> Synced {

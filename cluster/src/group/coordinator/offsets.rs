@@ -1,0 +1,215 @@
+//! Committed offsets of all groups, and the end of groups.
+
+use bytes::Bytes;
+
+use super::{
+    super::{
+        GroupError,
+        classic::{Group, GroupState},
+        offsets::Committed,
+        records,
+    },
+    Caller, Coordinator, Output,
+};
+
+impl Coordinator {
+    /// Whether a commit is allowed; [`committed`](Self::committed) is called when it is durable.
+    ///
+    /// # Errors
+    /// [`GroupError`].
+    pub fn check_commit(&mut self, id: &str, caller: Caller<'_>, now: i64) -> Result<(), GroupError> {
+        if id.is_empty() {
+            return Err(GroupError::InvalidGroupId);
+        }
+        let Some(group) = self.groups.get_mut(id) else {
+            return if caller.generation < 0 {
+                self.groups.insert(id.to_owned(), Group::new(id.to_owned(), now));
+                Ok(())
+            } else {
+                Err(GroupError::IllegalGeneration)
+            };
+        };
+        if caller.generation < 0 && caller.member_id.is_empty() && group.state == GroupState::Empty {
+            return Ok(());
+        }
+        self.check_member(id, caller)?;
+        let group = self.groups.get_mut(id).ok_or(GroupError::UnknownMember)?;
+        if group.state == GroupState::CompletingRebalance {
+            return Err(GroupError::RebalanceInProgress);
+        }
+        if let Some(member) = group.members.get_mut(caller.member_id) {
+            member.session_deadline = now + i64::from(member.session_timeout_ms);
+        }
+        Ok(())
+    }
+
+    /// Whether commit metadata is short enough.
+    ///
+    /// # Errors
+    /// [`GroupError::MetadataTooLarge`].
+    pub fn check_metadata(&self, metadata: &str) -> Result<(), GroupError> {
+        if metadata.len() > self.config.metadata_max_bytes {
+            return Err(GroupError::MetadataTooLarge);
+        }
+        Ok(())
+    }
+
+    /// A commit is durable.
+    pub fn committed(&mut self, id: &str, topic: &str, partition: i32, committed: Committed, now: i64) {
+        self.groups
+            .entry(id.to_owned())
+            .or_insert_with(|| Group::new(id.to_owned(), now))
+            .offsets
+            .put(topic, partition, committed);
+    }
+
+    /// Deletes a group without members, with its offsets.
+    ///
+    /// # Errors
+    /// [`GroupError::NonEmptyGroup`], [`GroupError::GroupNotFound`].
+    pub fn delete(&mut self, id: &str) -> Result<(), GroupError> {
+        if id.is_empty() {
+            return Err(GroupError::InvalidGroupId);
+        }
+        let group = self.groups.get(id).ok_or(GroupError::GroupNotFound)?;
+        if group.state != GroupState::Empty {
+            return Err(GroupError::NonEmptyGroup);
+        }
+        self.remove_group(id);
+        Ok(())
+    }
+
+    pub(super) fn remove_group(&mut self, id: &str) {
+        let Some(group) = self.groups.remove(id) else { return };
+        let mut tombstones: Vec<(Bytes, Option<Bytes>)> = group
+            .offsets
+            .iter()
+            .map(|(topic, partition, _)| (records::offset_key(id, topic, partition), None))
+            .collect();
+        tombstones.push((records::group_key(id), None));
+        self.outputs.push_back(Output::Persist {
+            group: id.to_owned(),
+            records: tombstones,
+        });
+    }
+
+    /// Deletes single offsets; each partition is answered by itself.
+    ///
+    /// # Errors
+    /// [`GroupError`] for the whole request.
+    pub fn delete_offsets(
+        &mut self,
+        id: &str,
+        partitions: &[(String, i32)],
+    ) -> Result<Vec<Result<(), GroupError>>, GroupError> {
+        let group = self.groups.get_mut(id).ok_or(GroupError::GroupNotFound)?;
+        let subscribed = group.subscribed_topics();
+        if group.state != GroupState::Empty && subscribed.is_none() {
+            return Err(GroupError::NonEmptyGroup);
+        }
+        let subscribed = if group.state == GroupState::Empty {
+            None
+        } else {
+            subscribed
+        };
+        let mut tombstones = Vec::new();
+        let results = partitions
+            .iter()
+            .map(|(topic, partition)| {
+                if subscribed.as_ref().is_some_and(|s| s.contains(topic)) {
+                    return Err(GroupError::SubscribedToTopic);
+                }
+                if group.offsets.remove(topic, *partition).is_some() {
+                    tombstones.push((records::offset_key(id, topic, *partition), None));
+                }
+                Ok(())
+            })
+            .collect();
+        if !tombstones.is_empty() {
+            self.outputs.push_back(Output::Persist {
+                group: id.to_owned(),
+                records: tombstones,
+            });
+        }
+        Ok(results)
+    }
+
+    /// Forgets offsets of a topic that was deleted.
+    pub fn topic_deleted(&mut self, topic: &str) {
+        for group in self.groups.values_mut() {
+            let gone: Vec<i32> = group
+                .offsets
+                .iter()
+                .filter(|(t, _, _)| *t == topic)
+                .map(|(_, p, _)| p)
+                .collect();
+            if gone.is_empty() {
+                continue;
+            }
+            let records = gone
+                .into_iter()
+                .map(|p| {
+                    group.offsets.remove(topic, p);
+                    (records::offset_key(&group.id, topic, p), None)
+                })
+                .collect();
+            self.outputs.push_back(Output::Persist {
+                group: group.id.clone(),
+                records,
+            });
+        }
+    }
+
+    /// Forgets offsets that are older than `offsets.retention.minutes` in groups without members, and in stable groups of
+    /// consumers those of topics that no member subscribes to any more (KIP-211); forgets groups that have nothing left.
+    pub fn expire_offsets(&mut self, now: i64) {
+        let retention = self.config.offsets_retention_ms;
+        let mut empty = Vec::new();
+        for group in self.groups.values_mut() {
+            let standalone = group.protocol_type.is_none();
+            let subscribed = match group.state {
+                GroupState::Empty if group.pending.is_empty() => None,
+                GroupState::Stable => match group.subscribed_topics() {
+                    Some(topics) => Some(topics),
+                    None => continue,
+                },
+                _ => continue,
+            };
+            let expired: Vec<(String, i32)> = group
+                .offsets
+                .iter()
+                .filter(|(topic, _, c)| {
+                    if subscribed.as_ref().is_some_and(|s| s.contains(*topic)) {
+                        return false;
+                    }
+                    let since = if standalone || subscribed.is_some() {
+                        c.commit_ms
+                    } else {
+                        c.commit_ms.max(group.state_since)
+                    };
+                    now - since >= retention
+                })
+                .map(|(t, p, _)| (t.to_owned(), p))
+                .collect();
+            if !expired.is_empty() {
+                let records = expired
+                    .iter()
+                    .map(|(topic, p)| {
+                        group.offsets.remove(topic, *p);
+                        (records::offset_key(&group.id, topic, *p), None)
+                    })
+                    .collect();
+                self.outputs.push_back(Output::Persist {
+                    group: group.id.clone(),
+                    records,
+                });
+            }
+            if subscribed.is_none() && group.offsets.is_empty() && now - group.state_since >= retention.min(60_000) {
+                empty.push(group.id.clone());
+            }
+        }
+        for id in empty {
+            self.remove_group(&id);
+        }
+    }
+}
