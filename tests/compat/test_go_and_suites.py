@@ -59,7 +59,7 @@ def test_kafka_pythons_own_suite(broker):
     files = [f"test/integration/test_{part}_integration.py" for part in ("admin", "consumer", "producer")]
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "--tb=native", *files,
                "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
-    environment = {**os.environ, "PYTHONPATH": str(suite), "KAFKA_ROOT": str(suite), "KAFKA_VERSION": "4.1.0",
+    environment = {**os.environ, "PYTHONPATH": str(suite), "KAFKA_ROOT": str(suite), "KAFKA_VERSION": "4.3.0",
                    "KAFKA_URI": f"kafka://{broker.bootstrap}"}
     # A kafka-python 3.0 consumer that subscribes while its bootstrap answer is arriving does not ask for the topic's
     # metadata for five minutes, and its test gives up after 30 s. What fails is run again, and must pass.

@@ -61,7 +61,7 @@ pub fn lines(title: &str, x_name: &str, y_name: &str, axis: XAxis, series: &[Ser
             .x_label_formatter(&|x| match axis {
                 XAxis::Percentile => {
                     let percent = 100.0 * (1.0 - 1.0 / x);
-                    format!("{:.*}%", (x.log10() - 1.999).ceil().max(0.0) as usize, percent)
+                    format!("{:.*}%", (x.log10() - 2.0).round().max(0.0) as usize, percent)
                 }
                 XAxis::Number => format!("{x:.0}"),
             })
@@ -77,7 +77,7 @@ pub fn lines(title: &str, x_name: &str, y_name: &str, axis: XAxis, series: &[Ser
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::LowerRight)
             .background_style(WHITE.mix(0.9))
             .border_style(RGBColor(0xcc, 0xcc, 0xcc))
             .draw()?;
