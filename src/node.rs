@@ -12,7 +12,7 @@ use std::{
 
 use millrace_cluster::metadata::{ConfigResource, Image, TopicImage};
 use millrace_engine::{
-    PartitionKey,
+    PartitionKey, PartitionMap,
     disk::glommio::GlommioHost,
     host::Host,
     log::{LogConfig, LogState},
@@ -63,7 +63,7 @@ pub struct View {
     /// Committed metadata.
     pub image: Image,
     /// Partition → shard.
-    pub placement: HashMap<PartitionKey, u32>,
+    pub placement: PartitionMap<u32>,
 }
 
 /// A shard.

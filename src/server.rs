@@ -18,7 +18,7 @@ use std::{
 
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
 use millrace_engine::{
-    PartitionKey, StorageError,
+    PartitionKey, PartitionMap, StorageError,
     disk::glommio::GlommioHost,
     host::Host,
     log::LogState,
@@ -373,7 +373,7 @@ async fn first_shard(
     spawn_commits(&engine);
     let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
     let image = controller::load(&engine, logs.remove(&METADATA_KEY), context.shared.node_id).await?;
-    let placement = controller::place(&image, &HashMap::new(), shards);
+    let placement = controller::place(&image, &PartitionMap::default(), shards);
     let view = Arc::new(View { image, placement });
     let mut parts: Vec<Vec<LogState>> = (0..shards).map(|_| Vec::new()).collect();
     for (key, state) in logs {

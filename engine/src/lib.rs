@@ -29,4 +29,4 @@ pub mod sync;
 pub mod types;
 
 pub use error::{AppendError, BatchError, ReadError, StorageError};
-pub use types::{LeaderEpoch, Offset, PartitionKey, ProducerEpoch, ProducerId};
+pub use types::{LeaderEpoch, Offset, PartitionKey, PartitionMap, ProducerEpoch, ProducerId};

@@ -2,10 +2,11 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     path::{Path, PathBuf},
     rc::Rc,
 };
+
+use rustc_hash::FxHashMap;
 
 use crate::{
     batch::Batch,
@@ -67,7 +68,7 @@ pub struct FileCache<H: Host> {
     host: H,
     logs: PathBuf,
     limit: usize,
-    open: RefCell<HashMap<(PartitionKey, Offset), OpenFile<H>>>,
+    open: RefCell<FxHashMap<(PartitionKey, Offset), OpenFile<H>>>,
     clock: std::cell::Cell<u64>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rustc_hash::FxHashMap;
 use uuid::Uuid;
 
 /// Position of a record in a partition: 0-based, contiguous, assigned by the leader.
@@ -24,6 +25,10 @@ pub struct PartitionKey {
     /// Partition index within the topic.
     pub partition: u32,
 }
+
+/// A map by partitions. Topic ids are drawn by us and indexes are those of partitions that exist, so nobody outside chooses
+/// keys that collide, and a quick hash will do.
+pub type PartitionMap<T> = FxHashMap<PartitionKey, T>;
 
 impl fmt::Debug for PartitionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@ use millrace_cluster::{
     metadata::{Image, MetadataRecord, record},
 };
 use millrace_engine::{
-    AppendError, PartitionKey, ReadError, StorageError,
+    AppendError, PartitionKey, PartitionMap, ReadError, StorageError,
     batch::PayloadFormat,
     host::Host,
     log::{LogConfig, LogState},
@@ -194,9 +194,9 @@ pub async fn load<H: Host>(
 /// Partition → shard: those placed stay, new ones go to the shard with the fewest. The coordinator's topic is on
 /// shard 0, where the coordinator is.
 #[must_use]
-pub fn place(image: &Image, placed: &HashMap<PartitionKey, u32>, shards: usize) -> HashMap<PartitionKey, u32> {
+pub fn place(image: &Image, placed: &PartitionMap<u32>, shards: usize) -> PartitionMap<u32> {
     let mut load = vec![0_usize; shards];
-    let mut placement = HashMap::with_capacity(placed.len());
+    let mut placement = PartitionMap::with_capacity_and_hasher(placed.len(), Default::default());
     let mut new = Vec::new();
     for topic in image.topics() {
         for partition in 0..topic.partitions.len() as u32 {

@@ -16,7 +16,6 @@ mod writeback;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -36,7 +35,7 @@ use crate::{
     paged::PagedDeque,
     segment::{FileCache, PACED_IN_FLIGHT},
     sync::{Budget, Permit, WaitList},
-    types::{Offset, PartitionKey},
+    types::{Offset, PartitionKey, PartitionMap},
 };
 
 /// Sizes of a shard. All are limits: what happens at each is said here.
@@ -112,7 +111,7 @@ pub struct Counters {
 pub(crate) struct Inner<H: Host> {
     pub(crate) host: H,
     pub(crate) config: ShardConfig,
-    pub(crate) partitions: RefCell<HashMap<PartitionKey, Rc<Partition>>>,
+    pub(crate) partitions: RefCell<PartitionMap<Rc<Partition>>>,
     pub(crate) journal: Journal<H, commit::Completion>,
     pub(crate) files: FileCache<H>,
     pub(crate) read_cache: ReadCache,

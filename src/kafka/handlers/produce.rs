@@ -18,6 +18,7 @@ use kafka_protocol::{
 use millrace_cluster::metadata::{ConfigResource, TopicImage};
 use millrace_engine::{
     BatchError,
+    arena::PLACED_MAX,
     kafka_batch::{self, BATCH_HEADER_LEN, BatchInfo},
 };
 use millrace_net::kafka::compression;
@@ -216,8 +217,8 @@ fn prepare(
     };
     check(&info, &batch, rules, asked.now)?;
     let (info, mut batch) = rewrite(info, batch, rules, asked.now)?;
-    // The engine copies small batches. A large one keeps the request it is part of, which must not be many times larger.
-    if batch.len() < asked.frame_len / 4 {
+    // The engine copies small batches. A larger one keeps the request it is part of, which must not be many times larger.
+    if (PLACED_MAX + 1..asked.frame_len / 4).contains(&batch.len()) {
         batch = Bytes::copy_from_slice(&batch);
     }
     Ok((
