@@ -26,7 +26,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// Another broker runs on it.
-    #[error("{path} is in use by another broker; stop it, or give this one another folder with --data-dir", path = path.display())]
+    #[error("{path} is in use by a broker; stop it, or give another folder with --data-dir", path = path.display())]
     Locked {
         /// The folder.
         path: PathBuf,
@@ -54,6 +54,12 @@ pub enum IdentityError {
         stored: i64,
         /// Asked for.
         given: i64,
+    },
+    /// No folder of ours.
+    #[error("{path} is no Millrace data folder", path = path.display())]
+    NoFolder {
+        /// The folder.
+        path: PathBuf,
     },
     /// Holds files, but none of ours.
     #[error("{path} is not empty and not a Millrace data folder; give an empty or new one with --data-dir", path = path.display())]
@@ -98,7 +104,6 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
         move |source| IdentityError::Io { path, source }
     };
     fs::create_dir_all(dir).map_err(io_error(dir))?;
-    let lock_path = dir.join("LOCK");
     let path = dir.join(FILE);
     let foreign = !path.exists()
         && fs::read_dir(dir)
@@ -108,14 +113,7 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     if foreign {
         return Err(IdentityError::Foreign { path: dir.to_owned() });
     }
-    let lock = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(io_error(&lock_path))?;
-    lock.try_lock()
-        .map_err(|_| IdentityError::Locked { path: dir.to_owned() })?;
+    let lock = take_lock(dir)?;
     if !path.exists() {
         let text = format!(
             "# Written by Millrace. Do not edit.\nlayout = {LAYOUT}\ncluster_id = \"{}\"\nnode_id = {}\ndirectory_id = \"{}\"\n",
@@ -159,6 +157,32 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
             .map_err(|_| damaged("directory_id is no UUID"))?,
         _lock: lock,
     })
+}
+
+/// Locks a folder that is a data folder already, without reading more of it: its broker must not run.
+///
+/// # Errors
+/// [`IdentityError`].
+pub fn lock(dir: &Path) -> Result<File, IdentityError> {
+    let path = dir.join(FILE);
+    if !path.exists() {
+        return Err(IdentityError::NoFolder { path: dir.to_owned() });
+    }
+    take_lock(dir)
+}
+
+fn take_lock(dir: &Path) -> Result<File, IdentityError> {
+    let path = dir.join("LOCK");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| IdentityError::Io { path, source })?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(_) => Err(IdentityError::Locked { path: dir.to_owned() }),
+    }
 }
 
 fn write_durably(dir: &Path, path: &Path, text: &str) -> io::Result<()> {

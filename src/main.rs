@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use millrace::{
     config::{ConfigError, ENTRIES, Scope, Settings},
-    doctor, server,
+    doctor, export, server,
 };
 
 #[global_allocator]
@@ -28,6 +28,18 @@ enum Command {
         /// Folder that would hold the data.
         #[arg(long, value_name = "DIR")]
         data_dir: Option<PathBuf>,
+    },
+    /// Saves what can be read of a stopped broker's records, past any damage, as Kafka log files.
+    Export {
+        /// Folder of the stopped broker.
+        #[arg(long, value_name = "DIR", default_value = "millrace-data")]
+        data_dir: PathBuf,
+        /// New folder, which gets one folder per partition.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Only this topic.
+        #[arg(long, value_name = "NAME")]
+        topic: Option<String>,
     },
     /// Lists every setting with its default.
     Settings,
@@ -122,6 +134,25 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             }
         }
+        Command::Export { data_dir, to, topic } => match export::export(&data_dir, &to, topic) {
+            Ok(exported) => {
+                for (folder, from, until, records) in exported.partitions {
+                    println!("{folder}: offsets {from} to {until}, {records} records");
+                }
+                for damage in &exported.damage {
+                    eprintln!("damage: {damage}");
+                }
+                if exported.damage.is_empty() {
+                    ExitCode::SUCCESS
+                } else {
+                    ExitCode::from(2)
+                }
+            }
+            Err(error) => {
+                eprintln!("millrace: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Settings => {
             for scope in ["broker", "topic"] {
                 println!("# {scope} settings");

@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::{
         Arc,
@@ -313,9 +313,10 @@ fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfi
     }
 }
 
-async fn new_host(context: &Context) -> Result<GlommioHost, ServeError> {
+/// The host of this thread's executor.
+pub(crate) async fn new_host(data_dir: &Path) -> Result<GlommioHost, ServeError> {
     // glommio probes the device with the first file it opens, and wrongly if that one is empty (kernel-notes.md).
-    let path = context.shared.data_dir.join(identity::FILE);
+    let path = data_dir.join(identity::FILE);
     let probe = DmaFile::open(&path)
         .await
         .map_err(|e| ServeError::Executor(e.to_string()))?;
@@ -362,7 +363,7 @@ async fn first_shard(
     inits: Vec<flume::Sender<Init>>,
     ready: flume::Receiver<usize>,
 ) -> Result<(), ServeError> {
-    let host = new_host(&context).await?;
+    let host = new_host(&context.shared.data_dir).await?;
     let shards = context.router.shards();
     let recovered = recovery::recover(&host, &shard_config(&context, 0, 0), shards as u32).await?;
     for (path, position) in &recovered.torn {
@@ -441,7 +442,7 @@ async fn other_shard(
     ready: flume::Sender<usize>,
 ) -> Result<(), ServeError> {
     let init = init.recv_async().await.map_err(|_| ServeError::Other)?;
-    let host = new_host(&context).await?;
+    let host = new_host(&context.shared.data_dir).await?;
     let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
     spawn_commits(&engine);
     let node = new_node(&context, shard, engine, host, mailbox);

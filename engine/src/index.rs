@@ -82,11 +82,11 @@ impl SegmentIndex {
         i.checked_sub(1).map_or(BLOCK, |i| self.entries[i].position)
     }
 
-    /// A position at or before the first batch with a timestamp of at least `timestamp`.
+    /// An offset at or before the first batch with a timestamp of at least `timestamp`; `None` for the segment's first.
     #[must_use]
-    pub fn position_of_time(&self, timestamp: i64) -> u64 {
+    pub fn offset_of_time(&self, timestamp: i64) -> Option<Offset> {
         let i = self.entries.partition_point(|e| e.max_timestamp_before < timestamp);
-        i.checked_sub(1).map_or(BLOCK, |i| self.entries[i].position)
+        i.checked_sub(1).map(|i| self.entries[i].offset)
     }
 
     /// Number of entries.

@@ -9,7 +9,7 @@
 //! ```
 //! A reader refuses a magic, version or incompatible-feature bit it does not know, by name.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -21,6 +21,24 @@ pub const BLOCK: u64 = 4096;
 
 /// First bytes of every file.
 pub const MAGIC: [u8; 8] = *b"MILLRACE";
+
+/// Folder of the journals in a data folder.
+#[must_use]
+pub fn journal_dir(data: &Path) -> PathBuf {
+    data.join("journal")
+}
+
+/// Folder of the checkpoints.
+#[must_use]
+pub fn checkpoint_dir(data: &Path) -> PathBuf {
+    data.join("checkpoint")
+}
+
+/// Folder of the partitions.
+#[must_use]
+pub fn logs_dir(data: &Path) -> PathBuf {
+    data.join("logs")
+}
 
 /// Version of all formats together. Golden files in `tests/golden` hold one of each.
 pub const FORMAT_VERSION: u16 = 1;

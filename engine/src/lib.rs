@@ -23,6 +23,7 @@ pub mod log;
 pub mod paged;
 pub mod recovery;
 pub mod retention;
+pub mod salvage;
 pub mod segment;
 pub mod shard;
 pub mod sync;

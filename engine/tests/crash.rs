@@ -3,53 +3,21 @@
 //!
 //! Replay one case with `MILLRACE_SEED=n cargo test -p millrace-engine --test crash`.
 
-use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
+mod common;
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use bytes::Bytes;
+use common::{LOG, append, config, key};
 use millrace_engine::{
-    PartitionKey, StorageError,
+    StorageError,
     disk::sim::{Fault, SimHost, SimRng},
     host::Host,
     kafka_batch::{self, NewRecord},
-    log::{LogConfig, LogState},
+    log::LogState,
     recovery::{self, Recovered},
     shard::{Shard, ShardConfig},
 };
-use uuid::Uuid;
-
-fn config(shard: u32, incarnation: u64) -> ShardConfig {
-    ShardConfig {
-        dir: PathBuf::from("/data"),
-        shard,
-        incarnation,
-        journal_slot_bytes: 64 << 10,
-        journal_slots: 3,
-        direct_bytes_min: 6_000,
-        queue_bytes: 64 << 10,
-        tail_bytes: 48 << 10,
-        read_cache_bytes: 1 << 20,
-        open_files: 4,
-        sync_all_min: usize::MAX,
-        free_bytes_min: 0,
-        producer_expiration_ms: i64::MAX / 2,
-    }
-}
-
-const LOG: LogConfig = LogConfig {
-    segment_bytes: 40 << 10,
-    segment_ms: i64::MAX,
-    retention_ms: -1,
-    retention_bytes: -1,
-    flush_messages: 1,
-    flush_ms: i64::MAX,
-};
-
-fn key(partition: u32) -> PartitionKey {
-    PartitionKey {
-        topic: Uuid::from_u128(7),
-        partition,
-    }
-}
 
 /// What a client knows: each partition's batches in order of offset, and how far they were acknowledged.
 #[derive(Default)]
@@ -333,21 +301,7 @@ async fn append_some(host: &SimHost, count: u64) -> Shard<SimHost> {
 }
 
 async fn append_one(shard: &Shard<SimHost>, n: u64) -> Result<i64, String> {
-    let value = n.to_string();
-    let record = NewRecord {
-        value: Some(value.into()),
-        ..NewRecord::default()
-    };
-    let bytes = kafka_batch::build(&[record], (-1, -1, -1));
-    let permit = shard.admit(bytes.len()).await;
-    let batches = kafka_batch::split(bytes).expect("built");
-    let appended = shard.append(key(0), 1, batches, permit).map_err(|e| e.to_string())?;
-    let partition = shard.partition(&key(0)).expect("there");
-    partition
-        .wait_high_watermark(appended.end_offset)
-        .await
-        .map_err(|e| e.to_string())?;
-    Ok(appended.base_offset)
+    append(shard, 0, n.to_string().as_bytes()).await
 }
 
 #[test]

@@ -253,8 +253,8 @@ fn index_1() {
     for h in first {
         assert_eq!(read.position_of(h.base_offset), index.position_of(h.base_offset));
         assert_eq!(
-            read.position_of_time(h.max_timestamp),
-            index.position_of_time(h.max_timestamp)
+            read.offset_of_time(h.max_timestamp),
+            index.offset_of_time(h.max_timestamp)
         );
     }
 }

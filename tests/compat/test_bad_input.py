@@ -240,7 +240,7 @@ def test_a_compression_bomb_is_refused_where_it_would_be_unpacked(make_broker):
 
 def test_a_second_broker_on_the_same_folder_is_refused(make_broker):
     broker = make_broker()
-    with pytest.raises(RuntimeError, match="in use by another broker"):
+    with pytest.raises(RuntimeError, match="in use by a broker"):
         make_broker(data_dir=broker.data_dir)
     assert_serving(broker)
 

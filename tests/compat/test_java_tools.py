@@ -9,6 +9,8 @@ import uuid
 
 import pytest
 
+from conftest import BINARY
+
 LIB = pathlib.Path(os.environ.get("MILLRACE_TEST_JAVA_LIB", ""))
 pytestmark = pytest.mark.skipif(not LIB.is_dir(), reason="scripts/test.sh fetches the jars and names their folder")
 
@@ -148,3 +150,54 @@ listeners=http://127.0.0.1:0
             process.kill()
             process.wait(30)
     assert out.read_text().splitlines() == lines, (tmp_path / "connect.log").read_text()[-3000:]
+
+
+def test_an_export_of_a_killed_and_damaged_folder_is_read_by_kafkas_tools(make_broker, tmp_path):
+    broker = make_broker(settings={"num.partitions": "1"})
+    lines = "".join(f"line {n}\n" for n in range(500))
+    subprocess.run(["kcat", "-b", broker.bootstrap, "-P", "-t", "saved", "-X", "batch.num.messages=10"], input=lines, text=True,
+                   check=True, timeout=60)
+    broker.kill()
+
+    def export(to):
+        return subprocess.run([BINARY, "export", "--data-dir", broker.data_dir, "--to", to], capture_output=True, text=True)
+
+    done = export(tmp_path / "whole")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "saved-0: offsets 0 to 500, 500 records" in done.stdout, done.stdout
+    assert "is there already" in export(tmp_path / "whole").stderr
+    log = tmp_path / "whole" / "saved-0" / "00000000000000000000.log"
+    dumped = run(TOOLS + "DumpLogSegments", "--files", log, "--print-data-log")
+    assert [p.split("payload: ")[1] for p in dumped.splitlines() if "payload: " in p] == lines.splitlines()
+
+    broker.start()
+    assert "in use by a broker" in export(tmp_path / "running").stderr
+    assert broker.stop() == 0
+    # The metadata log has a segment too.
+    segment, = (path for path in pathlib.Path(broker.data_dir).glob("logs/*/0/00000000000000000000.segment")
+                if b"line 250" in path.read_bytes())
+    stored = bytearray(segment.read_bytes())
+    place = stored.index(b"line 250")
+    stored[place] ^= 1
+    segment.write_bytes(stored)
+    done = export(tmp_path / "rest")
+    assert done.returncode == 2 and f"{segment.name} at byte" in done.stderr and "are lost" in done.stderr, done
+    log = tmp_path / "rest" / "saved-0" / "00000000000000000000.log"
+    dumped = run(TOOLS + "DumpLogSegments", "--files", log, "--print-data-log")
+    saved = [p.split("payload: ")[1] for p in dumped.splitlines() if "payload: " in p]
+    assert "line 250" not in saved and 490 <= len(saved) < 500 and saved[-1] == "line 499"
+    before = [line for line in saved if int(line.split()[1]) < 250]
+
+    # The broker starts, since nothing reads old segments then; a reader that meets the damage is told, and so are producers.
+    broker.start()
+    def read(offset):
+        # Clients try for ever; what they print until then counts.
+        return subprocess.run(["timeout", "3", "kcat", "-b", broker.bootstrap, "-C", "-u", "-t", "saved", "-e", "-o", offset],
+                              capture_output=True, text=True).stdout.splitlines()
+
+    assert read("beginning") == before
+    assert read("-100") == lines.splitlines()[-100:]
+    assert "millrace export" in broker.log_text() and segment.name in broker.log_text()
+    sent = subprocess.run(["kcat", "-b", broker.bootstrap, "-P", "-t", "saved", "-X", "message.timeout.ms=2000"], input="no\n",
+                          capture_output=True, text=True, timeout=60)
+    assert sent.returncode != 0, sent

@@ -17,6 +17,7 @@ use crate::{
         format::{self, GroupHeader},
     },
     layout::{BLOCK, FileHeader, FileKind},
+    salvage::Damage,
     types::align_up,
 };
 
@@ -45,7 +46,10 @@ pub async fn replay<H: Host>(
     incarnation: u64,
     from: Position,
 ) -> Result<Replay, StorageError> {
-    let slots = read_slots(host, dir, shard).await?;
+    let slots = read_slots(host, dir, &format!("{shard:04}-")).await?;
+    for slot in &slots {
+        FileHeader::decode(&slot.bytes, FileKind::Journal, &slot.path)?;
+    }
     let mut by_seq: BTreeMap<u64, &Slot> = BTreeMap::new();
     // Every header in every block, in order of position: what later groups say of earlier ones.
     let mut claims: BTreeMap<Position, Position> = BTreeMap::new();
@@ -119,11 +123,52 @@ fn corrupt(slot: &Slot, at: Position, witness: Position) -> StorageError {
     }
 }
 
-async fn read_slots<H: Host>(host: &H, dir: &Path, shard: u32) -> Result<Vec<Slot>, StorageError> {
-    let prefix = format!("{shard:04}-");
+/// What damaged journals still hold.
+#[derive(Debug, Default)]
+pub struct Salvaged {
+    /// Records of every group that checks out, of the latest incarnation, in no order.
+    pub records: Vec<Batch>,
+    /// Files and groups that do not.
+    pub damage: Vec<Damage>,
+}
+
+/// Reads every sound group of the latest incarnation, of all shards, whatever stands between them.
+///
+/// # Errors
+/// Any failure of the disk.
+pub async fn salvage<H: Host>(host: &H, dir: &Path) -> Result<Salvaged, StorageError> {
+    let mut out = Salvaged::default();
+    let slots = read_slots(host, dir, "").await?;
+    let headers = |slot: &Slot| -> Vec<GroupHeader> {
+        (BLOCK..slot.bytes.len() as u64)
+            .step_by(BLOCK as usize)
+            .filter_map(|at| {
+                GroupHeader::decode(&slot.bytes[at as usize..]).filter(|header| header.position.offset == at)
+            })
+            .collect()
+    };
+    let latest = slots.iter().flat_map(headers).map(|h| h.incarnation).max();
+    for slot in &slots {
+        for header in headers(slot).into_iter().filter(|h| Some(h.incarnation) == latest) {
+            match read_group(slot, header.position, header.incarnation, header.shard) {
+                Ok(Some((records, _))) => out.records.extend(records),
+                // Groups of an earlier use of the file, written over in part, look the same.
+                Ok(None) => {}
+                Err(StorageError::Corrupt { path, position, reason }) => {
+                    out.damage.push(Damage::Bytes { path, position, reason });
+                }
+                Err(other) => return Err(other),
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Journal files whose names begin so.
+async fn read_slots<H: Host>(host: &H, dir: &Path, prefix: &str) -> Result<Vec<Slot>, StorageError> {
     let mut slots = Vec::new();
     for name in host.list(dir).map_err(StorageError::io("list", dir))? {
-        if !(name.starts_with(&prefix) && name.ends_with(".journal")) {
+        if !(name.starts_with(prefix) && name.ends_with(".journal")) {
             continue;
         }
         let path = dir.join(name);
@@ -138,7 +183,6 @@ async fn read_slots<H: Host>(host: &H, dir: &Path, shard: u32) -> Result<Vec<Slo
             .map_err(StorageError::io("read", &path))?;
         // A file whose prewriting was cut short never held a group.
         if bytes.len() as u64 >= BLOCK && bytes[..8] != [0; 8] {
-            FileHeader::decode(&bytes, FileKind::Journal, &path)?;
             slots.push(Slot {
                 path,
                 bytes: bytes.into(),

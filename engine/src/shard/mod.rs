@@ -31,6 +31,7 @@ use crate::{
     error::StorageError,
     host::Host,
     journal::{Journal, JournalConfig},
+    layout,
     log::{LogConfig, LogState},
     paged::PagedDeque,
     segment::{FileCache, PACED_IN_FLIGHT},
@@ -73,19 +74,19 @@ impl ShardConfig {
     /// Folder of the journals.
     #[must_use]
     pub fn journal_dir(&self) -> PathBuf {
-        self.dir.join("journal")
+        layout::journal_dir(&self.dir)
     }
 
     /// Folder of the checkpoints.
     #[must_use]
     pub fn checkpoint_dir(&self) -> PathBuf {
-        self.dir.join("checkpoint")
+        layout::checkpoint_dir(&self.dir)
     }
 
     /// Folder of the partitions.
     #[must_use]
     pub fn logs_dir(&self) -> PathBuf {
-        self.dir.join("logs")
+        layout::logs_dir(&self.dir)
     }
 }
 

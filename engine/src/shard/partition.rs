@@ -225,6 +225,14 @@ impl Partition {
         }
     }
 
+    /// Works on the index of a segment that has no index file yet.
+    pub(crate) fn in_memory_index<T>(&self, base: Offset, work: impl FnOnce(&mut SegmentIndex) -> T) -> Option<T> {
+        let mut active = self.active_index.borrow_mut();
+        let mut sealed = self.sealed_indexes.borrow_mut();
+        let (_, index) = active.iter_mut().chain(sealed.iter_mut()).find(|(b, _)| *b == base)?;
+        Some(work(index))
+    }
+
     /// Notes a batch in the index of its segment.
     pub(crate) fn note_in_index(&self, batch: &Batch, restarted_at: Option<u64>) {
         debug_assert_eq!(batch.header.kind, RecordKind::Batch);

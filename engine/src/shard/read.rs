@@ -70,7 +70,7 @@ impl<H: Host> Shard<H> {
     ) -> Result<Records, ReadError> {
         let mut out = Records::default();
         let mut next = offset;
-        self.visit(key, offset, |batch| {
+        let visited = self.visit(key, offset, |batch| {
             if !out.bytes.is_empty() || !at_least_one {
                 let room = max_bytes.saturating_sub(out.bytes.len());
                 if batch.payload.len() > room {
@@ -80,8 +80,12 @@ impl<H: Host> Shard<H> {
             batch.write_served(&mut out.bytes);
             next = batch.header.last_offset + 1;
             out.bytes.len() < max_bytes
-        })
-        .await?;
+        });
+        match visited.await {
+            // Damage further on is answered to whoever asks for it: what stands before it is sound.
+            Err(ReadError::Storage(_)) if next > offset => {}
+            other => other?,
+        }
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
         let state = partition.state.borrow();
         out.log_start = state.log_start();
@@ -285,36 +289,28 @@ impl<H: Host> Shard<H> {
         segment: &SegmentMeta,
         ask: impl Fn(&SegmentIndex) -> T,
     ) -> Result<T, ReadError> {
-        let missing_from = {
-            let active = partition.active_index.borrow();
-            match &*active {
-                Some((base, index)) if *base == segment.base => {
-                    if index.complete_from <= BLOCK {
-                        return Ok(ask(index));
+        // An index begun after a restart lacks the front of its segment. What it has may still be in memory only, so the
+        // scan must not go further.
+        let begun_at = partition.in_memory_index(segment.base, |index| index.complete_from);
+        match begun_at {
+            Some(from) if from > BLOCK => {
+                let before = self.scan_index(partition, segment, from).await?;
+                let answer = partition.in_memory_index(segment.base, |index| {
+                    if index.complete_from == from {
+                        index.prepend(before);
                     }
-                    Some(index.complete_from)
+                    ask(index)
+                });
+                if let Some(answer) = answer {
+                    return Ok(answer);
                 }
-                _ => None,
             }
-        };
-        if let Some((_, index)) = partition
-            .sealed_indexes
-            .borrow()
-            .iter()
-            .find(|(base, index)| *base == segment.base && index.complete_from <= BLOCK)
-        {
-            return Ok(ask(index));
-        }
-        if let Some(until) = missing_from {
-            let before = self.scan_index(partition, segment, until).await?;
-            let mut active = partition.active_index.borrow_mut();
-            if let Some((base, index)) = &mut *active
-                && *base == segment.base
-                && index.complete_from == until
-            {
-                index.prepend(before);
-                return Ok(ask(index));
+            Some(_) => {
+                if let Some(answer) = partition.in_memory_index(segment.base, |index| ask(index)) {
+                    return Ok(answer);
+                }
             }
+            None => {}
         }
         if let Some(index) = partition.indexes.borrow().get(&segment.base) {
             return Ok(ask(index));
@@ -476,7 +472,11 @@ impl<H: Host> Shard<H> {
             position,
             reason: reason.into(),
         };
-        tracing::error!(partition = %partition.key, %error, "stored records are damaged");
+        if partition.check_healthy().is_ok() {
+            tracing::error!(partition = %partition.key, %error, "stored records are damaged: the partition is offline for appends, sound records can \
+                still be read; `millrace export` saves them from the stopped broker's folder");
+        }
+        partition.poison(&error.to_string());
         error
     }
 
@@ -507,27 +507,25 @@ impl<H: Host> Shard<H> {
         let Some(segment) = segments.iter().find(|s| s.max_timestamp >= timestamp) else {
             return Ok(None);
         };
-        // Batches in memory may not be in the segment yet, so the index is asked only for where to begin, by offset.
+        // Batches in memory may not be in the segment yet, so the index is asked for an offset and not for a place.
         let tail_start = partition.tail.borrow().front().map(|e| e.batch.header.base_offset);
         let mut from = segment.base.max(log_start);
         if tail_start.is_none_or(|t| from < t) {
-            let position = self
-                .with_index(&partition, segment, |index| index.position_of_time(timestamp))
+            let begin = self
+                .with_index(&partition, segment, |index| index.offset_of_time(timestamp))
                 .await?;
-            if let Some((header, _)) = self.next_header(&partition, segment, position).await? {
-                from = from.max(header.base_offset.min(tail_start.unwrap_or(i64::MAX)));
-            }
+            from = from.max(begin.unwrap_or(segment.base));
         }
-        let mut found: Option<Batch> = None;
+        let mut found = Ok(None);
         self.visit(key, from, |batch| {
+            // Of a batch that the log start cuts in two, the records that match may be gone.
             if batch.header.max_timestamp >= timestamp {
-                found = Some(batch.clone());
+                found = first_record_at(batch, timestamp, log_start, decompress);
             }
-            found.is_none()
+            matches!(found, Ok(None))
         })
         .await?;
-        let Some(batch) = found else { return Ok(None) };
-        first_record_at(&batch, timestamp, log_start, decompress).map_err(ReadError::Batch)
+        found.map_err(ReadError::Batch)
     }
 }
 

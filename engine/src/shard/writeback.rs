@@ -12,6 +12,7 @@ use crate::{
     host::Host,
     index::SegmentIndex,
     journal::Entry,
+    layout::BLOCK,
     segment::index_path,
     shard::{
         Shard,
@@ -274,7 +275,9 @@ impl<H: Host> Shard<H> {
 
     /// Index files are an aid: if one cannot be written it is made anew when it is needed.
     async fn store_sealed_indexes(&self, partition: &Partition) {
-        let sealed = std::mem::take(&mut *partition.sealed_indexes.borrow_mut());
+        // One that lacks the front of its segment stays in memory: whoever asks it first has the front scanned.
+        let complete = |(_, index): &mut (_, SegmentIndex)| index.complete_from <= BLOCK;
+        let sealed: Vec<_> = partition.sealed_indexes.borrow_mut().extract_if(.., complete).collect();
         for (base, index) in sealed {
             self.store_index(partition, base, &index).await;
             partition.indexes.borrow_mut().insert(base, Rc::new(index));
@@ -282,7 +285,7 @@ impl<H: Host> Shard<H> {
     }
 
     async fn store_index(&self, partition: &Partition, base: i64, index: &SegmentIndex) {
-        if index.complete_from > crate::layout::BLOCK {
+        if index.complete_from > BLOCK {
             return;
         }
         let path = index_path(self.0.files.logs(), &partition.key, base);

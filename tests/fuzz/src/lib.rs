@@ -279,7 +279,7 @@ fn index_file(data: &[u8]) {
         let path = Path::new("/data/index");
         put(&host, path, &file);
         if let Some(index) = host.run(SegmentIndex::load(&host, path)).expect("it ends") {
-            let _ = (index.position_of_time(1), index.position_of(1));
+            let _ = (index.offset_of_time(1), index.position_of(1));
         }
     }
 }

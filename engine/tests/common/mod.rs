@@ -1,0 +1,67 @@
+//! A small shard on a simulated disk.
+#![allow(dead_code, reason = "every test takes what it needs")]
+
+use std::path::PathBuf;
+
+use millrace_engine::{
+    AppendError, PartitionKey, StorageError,
+    disk::sim::SimHost,
+    kafka_batch::{self, NewRecord},
+    log::LogConfig,
+    shard::{Shard, ShardConfig},
+};
+use uuid::Uuid;
+
+/// Sizes at which rolling, write-back and eviction happen soon.
+pub fn config(shard: u32, incarnation: u64) -> ShardConfig {
+    ShardConfig {
+        dir: PathBuf::from("/data"),
+        shard,
+        incarnation,
+        journal_slot_bytes: 64 << 10,
+        journal_slots: 3,
+        direct_bytes_min: 6_000,
+        queue_bytes: 64 << 10,
+        tail_bytes: 48 << 10,
+        read_cache_bytes: 1 << 20,
+        open_files: 4,
+        sync_all_min: usize::MAX,
+        free_bytes_min: 0,
+        producer_expiration_ms: i64::MAX / 2,
+    }
+}
+
+pub const LOG: LogConfig = LogConfig {
+    segment_bytes: 40 << 10,
+    segment_ms: i64::MAX,
+    retention_ms: -1,
+    retention_bytes: -1,
+    flush_messages: 1,
+    flush_ms: i64::MAX,
+};
+
+pub fn key(partition: u32) -> PartitionKey {
+    PartitionKey {
+        topic: Uuid::from_u128(7),
+        partition,
+    }
+}
+
+/// Appends one record and waits for its acknowledgement; its offset.
+pub async fn append(shard: &Shard<SimHost>, partition: u32, value: &[u8]) -> Result<i64, String> {
+    let record = NewRecord {
+        value: Some(value.to_vec().into()),
+        ..NewRecord::default()
+    };
+    let bytes = kafka_batch::build(&[record], (-1, -1, -1));
+    let permit = shard.admit(bytes.len()).await;
+    let batches = kafka_batch::split(bytes).expect("built");
+    let appended = shard
+        .append(key(partition), 1, batches, permit)
+        .map_err(|e: AppendError| e.to_string())?;
+    let done = shard.partition(&key(partition)).expect("there");
+    done.wait_high_watermark(appended.end_offset)
+        .await
+        .map_err(|e: StorageError| e.to_string())?;
+    Ok(appended.base_offset)
+}
