@@ -67,6 +67,9 @@ pub struct Options {
     seconds: Option<u64>,
 }
 
+/// How the floor is called in reports.
+const FLOOR: &str = "Floor";
+
 /// A target under a setting.
 struct Variant {
     name: String,
@@ -164,6 +167,14 @@ fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
             },
         ],
     }];
+    all.push(Entrant {
+        name: "floor".into(),
+        target: Target::Floor,
+        variants: vec![Variant {
+            name: FLOOR.into(),
+            configs: Vec::new(),
+        }],
+    });
     if !options.no_kafka {
         all.push(Entrant {
             name: "kafka".into(),
@@ -202,7 +213,11 @@ fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
 
 fn pairs(options: &Options) -> Vec<(String, String, String)> {
     let pair = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
-    let mut pairs = Vec::new();
+    let mut pairs = vec![pair(
+        "Millrace",
+        FLOOR,
+        "the distance to what the machine can do for this client, with the same durability",
+    )];
     if !options.no_kafka {
         pairs.extend([
             pair(
@@ -347,7 +362,9 @@ fn drive(
     bar: &ProgressBar,
     stop: &AtomicBool,
 ) -> Outcome<()> {
-    if options.warm_up > 0 {
+    let floor = matches!(entrant.target, Target::Floor);
+    // Nothing there needs to be warmed.
+    if options.warm_up > 0 && !floor {
         let warm = Workload {
             name: "warm-up".into(),
             rate: 10_000,
@@ -362,6 +379,10 @@ fn drive(
         for variant in &entrant.variants {
             if stop.load(Ordering::Acquire) {
                 return Ok(());
+            }
+            // It keeps nothing that could be read.
+            if floor && w.consumers > 0 {
+                continue;
             }
             bar.set_message(format!("round {round}: {}, {}", variant.name, w.name));
             let start_ms = running.start.as_secs_f64() * 1000.0;

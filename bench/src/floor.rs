@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use io_uring::{IoUring, opcode, squeue, types};
 
 const BLOCK: usize = 4096;
-const O_DIRECT: i32 = 0o40000;
+pub const O_DIRECT: i32 = 0o40000;
 const RWF_DSYNC: i32 = 2;
 /// Bytes written before measuring, and over and over while measuring.
 const FILE_BYTES: usize = 16 << 20;
@@ -189,6 +189,61 @@ fn measure(file: &File, len: usize, count: usize) -> Outcome<Vec<(&'static str, 
         ("direct write, linked fdatasync", linked),
         ("direct write, RWF_DSYNC", dsync),
     ])
+}
+
+/// A file whose blocks were all written once, written again from front to back and around.
+pub struct Prewritten {
+    file: File,
+    ring: IoUring,
+    buffer: Aligned,
+    at: usize,
+}
+
+impl Prewritten {
+    /// Prewrites a file that was opened for direct I/O.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(file: File) -> Outcome<Self> {
+        let mut this = Self {
+            file,
+            ring: IoUring::new(4)?,
+            buffer: Aligned::new(FILE_BYTES)?,
+            at: 0,
+        };
+        this.write(FILE_BYTES)?;
+        this.at = 0;
+        Ok(this)
+    }
+
+    /// Writes `bytes` in whole blocks and waits until they are durable.
+    ///
+    /// # Errors
+    /// The system's, or more bytes than the file has.
+    pub fn append_durably(&mut self, bytes: &[u8]) -> Outcome<()> {
+        let len = bytes.len().div_ceil(BLOCK) * BLOCK;
+        if len > FILE_BYTES {
+            return Err(format!("{} bytes at once", bytes.len()).into());
+        }
+        if self.at + len > FILE_BYTES {
+            self.at = 0;
+        }
+        // SAFETY: the allocation has FILE_BYTES bytes, checked above, and no operation uses them now.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.buffer.start, bytes.len()) };
+        self.write(len)
+    }
+
+    fn write(&mut self, len: usize) -> Outcome<()> {
+        let entry = opcode::Write::new(types::Fd(self.file.as_raw_fd()), self.buffer.start, len as u32)
+            .offset(self.at as u64)
+            .rw_flags(RWF_DSYNC)
+            .build();
+        if submit(&mut self.ring, &[entry])? != len {
+            return Err("a short write".into());
+        }
+        self.at += len;
+        Ok(())
+    }
 }
 
 /// Submits and waits for all; returns the bytes that they moved.

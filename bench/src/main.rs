@@ -6,6 +6,7 @@
 
 mod compare;
 mod floor;
+mod floor_server;
 mod load;
 mod process;
 mod report;
@@ -52,6 +53,12 @@ enum Command {
         /// Operations.
         #[arg(long, default_value_t = 5000)]
         count: usize,
+    },
+    /// The least that a server which flushes before it acknowledges can do; `compare` starts it as the floor.
+    FloorServer {
+        /// New folder for its files.
+        #[arg(long)]
+        dir: PathBuf,
     },
 }
 
@@ -158,6 +165,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => compare::run(&options),
         Command::Run(options) => run(&options),
         Command::Report { dir } => report::write(&dir),
+        Command::FloorServer { dir } => floor_server::run(&dir),
         Command::Floor { dir, size, count } => {
             floor::run(&dir, size, count).map(|floor| println!("{}", floor.lines().join("\n")))
         }

@@ -45,6 +45,8 @@ pub enum Target {
         /// Heap, as `-Xmx` takes it.
         heap: String,
     },
+    /// This program's server that does nothing but write, flush and answer.
+    Floor,
     /// Whatever listens there.
     External {
         /// HOST:PORT.
@@ -113,7 +115,15 @@ impl Target {
                 start: Duration::ZERO,
                 child: None,
             }),
-            Self::Millrace { .. } => self.start_millrace(dir),
+            Self::Floor => {
+                let args = [
+                    "floor-server".into(),
+                    "--dir".into(),
+                    dir.join("data").display().to_string(),
+                ];
+                start_and_listen(&std::env::current_exe()?, &args, dir)
+            }
+            Self::Millrace { binary, .. } => start_and_listen(binary, &self.millrace_args(dir), dir),
             Self::Kafka { lib, heap, .. } => start_kafka(lib, heap, dir),
         }
     }
@@ -138,33 +148,6 @@ impl Target {
         .collect()
     }
 
-    fn start_millrace(&self, dir: &Path) -> Outcome<Running> {
-        let Self::Millrace { binary, .. } = self else {
-            return Err("not a Millrace".into());
-        };
-        let began = Instant::now();
-        let mut child = Command::new(binary)
-            .args(self.millrace_args(dir))
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(dir.join("broker.log"))?)
-            .spawn()
-            .map_err(|e| format!("{}: {e}; build it with `cargo build --release`", binary.display()))?;
-        let mut line = String::new();
-        let output = child.stdout.take().ok_or("no output")?;
-        BufReader::new(output).read_line(&mut line)?;
-        let address = line.trim().rsplit(' ').next().unwrap_or("").to_owned();
-        let running = Running {
-            address,
-            start: began.elapsed(),
-            child: Some(child),
-        };
-        if !line.contains("ready") {
-            let log = dir.join("broker.log");
-            return Err(format!("Millrace did not start; see {}", log.display()).into());
-        }
-        Ok(running)
-    }
-
     /// How it is called in reports, and with what settings.
     pub fn describe(&self) -> String {
         match self {
@@ -184,9 +167,37 @@ impl Target {
                  one replica of internal topics",
                 JVM.join(" ")
             ),
+            Self::Floor => "the floor: `millrace-bench floor-server`, one thread a connection, one RWF_DSYNC write for what has come in, \
+                            then the answers; no log, nothing to read again"
+                .into(),
             Self::External { address } => format!("the broker at {address}"),
         }
     }
+}
+
+/// Starts a program that says where it listens as the last word of its first line.
+fn start_and_listen(binary: &Path, args: &[String], dir: &Path) -> Outcome<Running> {
+    let began = Instant::now();
+    let mut child = Command::new(binary)
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(dir.join("broker.log"))?)
+        .spawn()
+        .map_err(|e| format!("{}: {e}; build it with `cargo build --release`", binary.display()))?;
+    let mut line = String::new();
+    let output = child.stdout.take().ok_or("no output")?;
+    BufReader::new(output).read_line(&mut line)?;
+    let address = line.trim().rsplit(' ').next().unwrap_or("").to_owned();
+    let running = Running {
+        address,
+        start: began.elapsed(),
+        child: Some(child),
+    };
+    if !line.contains("ready") {
+        let log = dir.join("broker.log");
+        return Err(format!("{} did not start; see {}", binary.display(), log.display()).into());
+    }
+    Ok(running)
 }
 
 /// Fetches Kafka's jars once.
