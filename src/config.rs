@@ -211,6 +211,14 @@ pub const ENTRIES: &[Entry] = &[
         "Largest request; larger ones close the connection.",
     ),
     broker(
+        "core.endpoints",
+        Kind::Bool,
+        "false",
+        "Tells clients of each core as a broker of its own, on the ports that follow kafka.listen (any, if its port is 0), so that \
+         they connect straight to the core that owns a partition. The first core has the broker id node.id, the next ones \
+         node.id + 100000, + 200000, and so on: admin tools see as many brokers.",
+    ),
+    broker(
         "max.connections",
         Kind::Int(1, INT),
         "10000",

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::{
     config::{Settings, find_topic},
     coordinator::{controller::ControllerDriver, groups::GroupsDriver},
+    endpoints::Endpoints,
     kafka::{handlers::init_producer_id::ProducerIds, sessions::Sessions},
     router::Router,
 };
@@ -72,8 +73,8 @@ pub struct Node {
     pub shard: usize,
     /// Known to all.
     pub shared: Arc<Shared>,
-    /// Address told to clients.
-    pub advertised: RefCell<(String, u16)>,
+    /// Addresses told to clients.
+    pub endpoints: RefCell<Arc<Endpoints>>,
     /// Messages to the others.
     pub router: Router,
     /// Storage.
@@ -133,7 +134,7 @@ impl Node {
         Rc::new(Self {
             shard,
             shared,
-            advertised: RefCell::default(),
+            endpoints: RefCell::default(),
             router,
             engine,
             host,
@@ -144,6 +145,12 @@ impl Node {
             stop: WaitList::default(),
             in_flight: Cell::new(0),
         })
+    }
+
+    /// Addresses told to clients.
+    #[must_use]
+    pub fn endpoints(&self) -> Arc<Endpoints> {
+        Arc::clone(&self.endpoints.borrow())
     }
 
     /// Metadata now.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    net::{SocketAddr, ToSocketAddrs},
+    net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
     sync::{
@@ -25,7 +25,6 @@ use millrace_engine::{
     recovery,
     shard::{Shard, ShardConfig},
 };
-use millrace_net::listener::Listener;
 use thiserror::Error;
 
 use crate::{
@@ -36,7 +35,7 @@ use crate::{
     },
     doctor,
     identity::{self, IdentityError},
-    kafka::connection,
+    listen::{self, ListenError},
     node::{Coordinator, METADATA_KEY, Node, Shared, View},
     router::{Job, Router},
 };
@@ -68,13 +67,8 @@ pub enum ServeError {
     #[error("consumer groups cannot be loaded: {0}")]
     Groups(String),
     /// An address.
-    #[error("cannot listen on {address}: {reason}")]
-    Listen {
-        /// As configured.
-        address: String,
-        /// Why, and what to do.
-        reason: String,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A thread.
     #[error("a shard cannot be started: {0}")]
     Executor(String),
@@ -152,8 +146,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     }
     let node_id = (settings.source("node.id") == Source::Static).then(|| settings.number("node.id") as i32);
     let identity = identity::open(&dir, node_id)?;
-    let listen = resolve(settings.get("kafka.listen"))?;
-    check_advertised(&settings, listen)?;
+    let listen = listen::resolve(&settings)?;
     let cpus = cpus(settings.number("cores") as usize);
     let sizes = Sizes::new(&settings, cpus.len())?;
     let spin = Duration::from_micros(settings.number("spin.us") as u64);
@@ -216,43 +209,6 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     }
     drop(identity);
     result
-}
-
-fn resolve(address: &str) -> Result<SocketAddr, ServeError> {
-    let listen = |reason: String| ServeError::Listen {
-        address: address.into(),
-        reason,
-    };
-    address
-        .to_socket_addrs()
-        .map_err(|e| listen(format!("{e}; write HOST:PORT, for example 127.0.0.1:9092")))?
-        .next()
-        .ok_or_else(|| listen("the name has no address".into()))
-}
-
-fn split_host(address: &str) -> Option<(String, u16)> {
-    let (host, port) = address.rsplit_once(':')?;
-    Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
-}
-
-fn check_advertised(settings: &Settings, listen: SocketAddr) -> Result<(), ServeError> {
-    let advertise = settings.get("advertise");
-    let refuse = |address: &str, reason: &str| {
-        Err(ServeError::Listen {
-            address: address.into(),
-            reason: reason.into(),
-        })
-    };
-    if advertise.is_empty() && listen.ip().is_unspecified() {
-        return refuse(
-            settings.get("kafka.listen"),
-            "clients cannot connect to an unspecified address: say with --advertise HOST:PORT which one to tell them",
-        );
-    }
-    if !advertise.is_empty() && split_host(advertise).is_none() {
-        return refuse(advertise, "--advertise takes HOST:PORT");
-    }
-    Ok(())
 }
 
 /// The cores this process may use, at most `wanted` of them (0 for all).
@@ -412,7 +368,7 @@ async fn first_shard(
         .map_err(|f| ServeError::Groups(f.message))?;
     let n = Rc::clone(&node);
     glommio::spawn_local(async move { n.coordinator().groups.run_clock(&n).await }).detach();
-    let address = listen_everywhere(&context, &node).await?;
+    let address = listen::everywhere(&node, context.listen).await?;
     tracing::info!(
         shards,
         partitions,
@@ -450,77 +406,6 @@ async fn other_shard(
     ready.send_async(shard).await.map_err(|_| ServeError::Other)?;
     drop(ready);
     wait_and_stop(&node).await
-}
-
-/// Binds the Kafka port on every shard; returns the address told to clients.
-async fn listen_everywhere(context: &Context, node: &Rc<Node>) -> Result<String, ServeError> {
-    let fail = |reason: String| ServeError::Listen {
-        address: context.listen.to_string(),
-        reason,
-    };
-    // SO_REUSEPORT would let a second broker of this user bind the same port unnoticed.
-    let mut address = context.listen;
-    if address.port() != 0 {
-        std::net::TcpListener::bind(address).map_err(|e| {
-            fail(format!(
-                "{e}; stop what listens there, or choose another with --kafka-listen HOST:PORT"
-            ))
-        })?;
-    }
-    let first = Listener::bind(address).map_err(|e| fail(e.to_string()))?;
-    address = first.local_addr().map_err(|e| fail(e.to_string()))?;
-    let advertised = split_host(context.shared.settings.get("advertise"))
-        .unwrap_or_else(|| (address.ip().to_string(), address.port()));
-    let failed = Arc::new(std::sync::Mutex::new(None::<String>));
-    *node.advertised.borrow_mut() = advertised.clone();
-    spawn_accept(node, first);
-    for shard in 1..context.router.shards() {
-        let (failed, advertised) = (Arc::clone(&failed), advertised.clone());
-        context
-            .router
-            .call(node, shard, move |n| async move {
-                *n.advertised.borrow_mut() = advertised;
-                match Listener::bind(address) {
-                    Ok(listener) => spawn_accept(&n, listener),
-                    Err(e) => {
-                        if let Ok(mut failed) = failed.lock() {
-                            *failed = Some(e.to_string());
-                        }
-                    }
-                }
-            })
-            .await
-            .map_err(|_| ServeError::Other)?;
-    }
-    if let Some(reason) = failed.lock().ok().and_then(|f| f.clone()) {
-        return Err(fail(reason));
-    }
-    Ok(format!("{}:{}", advertised.0, advertised.1))
-}
-
-fn spawn_accept(node: &Rc<Node>, listener: Listener) {
-    let node = Rc::clone(node);
-    glommio::spawn_local(async move {
-        while !node.is_stopping() {
-            let stopped = async {
-                node.stop.wait(|| node.is_stopping().then_some(())).await;
-                None
-            };
-            let accepted = futures_lite::future::or(async { Some(listener.accept().await) }, stopped).await;
-            match accepted {
-                None => return,
-                Some(Ok(stream)) => {
-                    glommio::spawn_local(connection::serve(Rc::clone(&node), stream)).detach();
-                }
-                Some(Err(error)) => {
-                    // Most often too many open files; the next one may do better.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    node.host.sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
-    })
-    .detach();
 }
 
 async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {

@@ -67,6 +67,8 @@ pub struct Options {
     seconds: Option<u64>,
 }
 
+/// How Millrace is called in reports where each core is a broker to its clients.
+const CORES: &str = "Millrace, core endpoints";
 /// How the floor is called in reports.
 const FLOOR: &str = "Floor";
 
@@ -150,12 +152,14 @@ fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("millrace"),
     };
+    let millrace = |core_endpoints| Target::Millrace {
+        binary: binary.clone(),
+        memory: format!("{}iB", options.memory.to_uppercase()),
+        core_endpoints,
+    };
     let mut all = vec![Entrant {
         name: "millrace".into(),
-        target: Target::Millrace {
-            binary,
-            memory: format!("{}iB", options.memory.to_uppercase()),
-        },
+        target: millrace(false),
         variants: vec![
             Variant {
                 name: "Millrace".into(),
@@ -167,6 +171,14 @@ fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
             },
         ],
     }];
+    all.push(Entrant {
+        name: "millrace-cores".into(),
+        target: millrace(true),
+        variants: vec![Variant {
+            name: CORES.into(),
+            configs: Vec::new(),
+        }],
+    });
     all.push(Entrant {
         name: "floor".into(),
         target: Target::Floor,
@@ -213,17 +225,27 @@ fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
 
 fn pairs(options: &Options) -> Vec<(String, String, String)> {
     let pair = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
-    let mut pairs = vec![pair(
-        "Millrace",
-        FLOOR,
-        "the distance to what the machine can do for this client, with the same durability",
-    )];
+    let distance = "the distance to what the machine can do for this client, with the same durability";
+    let mut pairs = vec![
+        pair("Millrace", FLOOR, distance),
+        pair(CORES, FLOOR, distance),
+        pair(
+            CORES,
+            "Millrace",
+            "clients that connect to the core that owns a partition",
+        ),
+    ];
     if !options.no_kafka {
         pairs.extend([
             pair(
                 "Millrace",
                 "Kafka",
                 "both at their defaults: Millrace flushes before it acknowledges, Kafka does not",
+            ),
+            pair(
+                CORES,
+                "Kafka",
+                "both flush as they do by default, and each core is a broker to clients",
             ),
             pair(
                 "Millrace",

@@ -99,22 +99,35 @@ pub fn run(address: &str, topic: &str, w: &Workload, mut on_measure: impl FnMut(
     // Consumers begin at the end of an empty topic, which is its beginning, and stop when they have seen everything.
     let produced = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicBool::new(false));
-    let consumers: Vec<_> = (0..w.consumers)
-        .map(|index| {
-            let partitions: Vec<i32> = (0..w.partitions)
-                .filter(|p| w.fan_out || *p as usize % w.consumers == index)
-                .collect();
-            let (address, topic, done) = (address.to_owned(), wire::topic_name(topic), Arc::clone(&done));
-            thread::spawn(move || consume(&address, &topic, &partitions, times, &done))
-        })
-        .collect();
-    let producers: Vec<_> = (0..w.producers)
-        .map(|index| {
-            let (w, address, topic) = (w.clone(), address.to_owned(), wire::topic_name(topic));
-            let produced = Arc::clone(&produced);
-            thread::spawn(move || produce(&address, &topic, &w, index, times, &produced))
-        })
-        .collect();
+    // As every client does, each producer and consumer has a connection to each broker that leads partitions of it.
+    let topic = wire::topic_name(topic);
+    let leaders = wire::leaders(address, &topic)?;
+    let mut consumers = Vec::new();
+    for (index, (address, led)) in (0..w.consumers).flat_map(|i| leaders.iter().map(move |l| (i, l))) {
+        let partitions: Vec<i32> = led
+            .iter()
+            .copied()
+            .filter(|p| w.fan_out || *p as usize % w.consumers == index)
+            .collect();
+        if !partitions.is_empty() {
+            let (address, topic, done) = (address.clone(), topic.clone(), Arc::clone(&done));
+            consumers.push(thread::spawn(move || {
+                consume(&address, &topic, &partitions, times, &done)
+            }));
+        }
+    }
+    let mut producers = Vec::new();
+    for (index, (address, led)) in (0..w.producers).flat_map(|i| leaders.iter().map(move |l| (i, l))) {
+        let share = Share {
+            index,
+            partitions: led.clone(),
+        };
+        let (w, address, topic) = (w.clone(), address.clone(), topic.clone());
+        let produced = Arc::clone(&produced);
+        producers.push(thread::spawn(move || {
+            produce(&address, &topic, &w, &share, times, &produced)
+        }));
+    }
     sleep_until(times.measure_from);
     on_measure();
     sleep_until(times.end);
@@ -167,6 +180,14 @@ fn sleep_until(time: u64) {
     thread::sleep(Duration::from_nanos(time.saturating_sub(now_ns())));
 }
 
+/// What one connection of a producer sends.
+struct Share {
+    /// Which producer.
+    index: usize,
+    /// Partitions that the broker at the other end leads.
+    partitions: Vec<i32>,
+}
+
 struct Produced {
     latency: Histogram<u64>,
     lag: Histogram<u64>,
@@ -179,7 +200,7 @@ fn produce(
     address: &str,
     topic: &TopicName,
     w: &Workload,
-    index: usize,
+    share: &Share,
     times: Times,
     produced: &AtomicU64,
 ) -> Outcome<Produced> {
@@ -205,9 +226,9 @@ fn produce(
     let _ = std::fs::write("/proc/thread-self/timerslack_ns", "1000");
     let mut lag = histogram()?;
     let sent = if w.rate == 0 {
-        saturate(&mut sender, topic, w, index, times, &flights)
+        saturate(&mut sender, topic, w, share, times, &flights)
     } else {
-        keep_schedule(&mut sender, topic, w, index, times, &flights, &mut lag)
+        keep_schedule(&mut sender, topic, w, share, times, &flights, &mut lag)
     };
     // An empty flight ends the receiver, behind all others.
     flights
@@ -257,22 +278,26 @@ fn keep_schedule(
     sender: &mut TcpStream,
     topic: &TopicName,
     w: &Workload,
-    index: usize,
+    share: &Share,
     times: Times,
     flights: &InFlight,
     lag: &mut Histogram<u64>,
 ) -> Outcome<(u64, u64)> {
     let step = 1e9 * w.producers as f64 / w.rate as f64;
-    let offset = step * index as f64 / w.producers as f64;
+    let offset = step * share.index as f64 / w.producers as f64;
     let due_at = |n: u64| times.begin + (offset + step * (n - n % w.burst) as f64) as u64;
     let total = ((times.end - times.begin) as f64 / step) as u64;
     let per_batch = (w.batch_bytes / w.record_bytes).max(1);
-    let filler = filler(w.record_bytes, index as u64 + 1);
+    let filler = filler(w.record_bytes, share.index as u64 + 1);
     let mut waiting: Vec<Vec<u64>> = vec![Vec::new(); w.partitions as usize];
     // Partitions with something waiting, so that a request costs what it carries and not what the topic has.
     let mut filled: Vec<i32> = Vec::new();
-    let mut next = 0;
-    let mut sent = 0;
+    let mut mine = vec![false; w.partitions as usize];
+    share.partitions.iter().for_each(|p| mine[*p as usize] = true);
+    // The next record of ours at or behind the n-th of the producer.
+    let ours_from = |n: u64| (n..total).find(|n| mine[partition_of(w, *n) as usize]).unwrap_or(total);
+    let mut next = ours_from(0);
+    let (mut due, mut sent) = (0, 0);
     let give_up = times.end + BEHIND_MAX.as_nanos() as u64;
     loop {
         let first_waiting = filled.iter().map(|p| waiting[*p as usize][0]).min();
@@ -299,7 +324,8 @@ fn keep_schedule(
                     filled.push(partition);
                 }
                 list.push(due_at(next));
-                next += 1;
+                due += 1;
+                next = ours_from(next + 1);
             }
         };
         take_due(&mut waiting, &mut filled);
@@ -333,7 +359,9 @@ fn keep_schedule(
         let request = wire::produce(topic, w.acks, batches)?;
         send(sender, flights, w, Flight::Scheduled(intended), &request)?;
     }
-    Ok((sent, total))
+    // What was not even taken up was due all the same.
+    due += (next..total).filter(|n| mine[partition_of(w, *n) as usize]).count() as u64;
+    Ok((sent, due))
 }
 
 /// Sends full batches as fast as answers come. Returns records sent, twice: nothing is due.
@@ -341,20 +369,22 @@ fn saturate(
     sender: &mut TcpStream,
     topic: &TopicName,
     w: &Workload,
-    index: usize,
+    share: &Share,
     times: Times,
     flights: &InFlight,
 ) -> Outcome<(u64, u64)> {
     let per_batch = (w.batch_bytes / w.record_bytes).max(1);
-    let filler = filler(w.record_bytes, index as u64 + 1);
+    let filler = filler(w.record_bytes, share.index as u64 + 1);
     let batch = wire::batch(&vec![0; per_batch], w.record_bytes, &filler);
     // One partition a request, as a client with full batches sends them one by one or a few together.
-    let requests: Vec<Bytes> = (0..w.partitions)
-        .map(|p| wire::produce(topic, w.acks, vec![(p, batch.clone())]))
+    let requests: Vec<Bytes> = share
+        .partitions
+        .iter()
+        .map(|p| wire::produce(topic, w.acks, vec![(*p, batch.clone())]))
         .collect::<Outcome<_>>()?;
     sleep_until(times.begin);
     let mut sent = 0;
-    let mut n = index;
+    let mut n = share.index;
     while now_ns() < times.end {
         if !wait_for_slot(flights, w, times.end)? {
             break;

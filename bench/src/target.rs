@@ -35,6 +35,8 @@ pub enum Target {
         binary: PathBuf,
         /// Memory given to it, as `--memory` takes it.
         memory: String,
+        /// Whether clients are told of each core as a broker of its own (`core.endpoints`).
+        core_endpoints: bool,
     },
     /// Apache Kafka from a folder of jars.
     Kafka {
@@ -130,22 +132,26 @@ impl Target {
 
     /// The command of a Millrace broker.
     fn millrace_args(&self, dir: &Path) -> Vec<String> {
-        let memory = match self {
-            Self::Millrace { memory, .. } => memory.as_str(),
-            _ => "",
+        let Self::Millrace {
+            memory, core_endpoints, ..
+        } = self
+        else {
+            return Vec::new();
         };
-        [
+        let data = dir.join("data").display().to_string();
+        let mut args = vec![
             "serve",
             "--kafka-listen",
             "127.0.0.1:0",
             "--memory",
             memory,
             "--data-dir",
-        ]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([dir.join("data").display().to_string()])
-        .collect()
+            &data,
+        ];
+        if *core_endpoints {
+            args.extend(["--set", "core.endpoints=true"]);
+        }
+        args.into_iter().map(str::to_owned).collect()
     }
 
     /// How it is called in reports, and with what settings.

@@ -1,6 +1,7 @@
 //! The little of the Kafka protocol that a load needs: blocking sockets, one request at a time or pipelined by the caller.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::TcpStream,
     sync::OnceLock,
@@ -133,6 +134,32 @@ pub fn create_topic(address: &str, name: &str, partitions: i32, configs: &[(Stri
         std::thread::sleep(Duration::from_millis(100));
     }
     Err(format!("topic {name} has partitions without a leader").into())
+}
+
+/// The brokers that lead a topic's partitions, each with those it leads.
+pub fn leaders(address: &str, name: &TopicName) -> Outcome<Vec<(String, Vec<i32>)>> {
+    let ask = MetadataRequest::default()
+        .with_topics(Some(vec![
+            MetadataRequestTopic::default().with_name(Some(name.clone())),
+        ]))
+        .with_allow_auto_topic_creation(false);
+    let metadata: MetadataResponse = call(&mut connect(address)?, ApiKey::Metadata, 5, &ask)?;
+    let mut leaders = BTreeMap::<BrokerId, Vec<i32>>::new();
+    for partition in metadata.topics.iter().flat_map(|t| &t.partitions) {
+        leaders
+            .entry(partition.leader_id)
+            .or_default()
+            .push(partition.partition_index);
+    }
+    let address_of = |id: BrokerId| {
+        let broker = metadata.brokers.iter().find(|b| b.node_id == id);
+        // A stand-in that names no brokers is where it was found.
+        broker.map_or(address.to_owned(), |b| format!("{}:{}", b.host, b.port))
+    };
+    Ok(leaders
+        .into_iter()
+        .map(|(id, partitions)| (address_of(id), partitions))
+        .collect())
 }
 
 /// Whether every partition answers: a leader in the metadata may not know yet that it is one.

@@ -18,35 +18,34 @@ use crate::kafka::frame;
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// A listening socket of one shard; every shard binds the same address (SO_REUSEPORT) and the kernel spreads
-/// connections over them.
+/// Binds a listening socket. Several may bind one address (SO_REUSEPORT): the kernel spreads connections over them.
+/// SO_REUSEADDR beside it, which glommio's own `bind` does not set: without it connections of a killed broker that linger in
+/// TIME_WAIT keep the next one from its port.
+///
+/// # Errors
+/// What the system says, for example that the address is in use.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A listening socket of one shard.
 pub struct Listener(TcpListener);
 
-impl Listener {
-    /// Binds. SO_REUSEADDR beside SO_REUSEPORT, which glommio's own `bind` does not set: without it connections of a
-    /// killed broker that linger in TIME_WAIT keep the next one from its port.
-    ///
-    /// # Errors
-    /// What the system says, for example that the address is in use.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
+impl From<std::net::TcpListener> for Listener {
+    /// Takes a bound socket to this thread's executor.
+    fn from(socket: std::net::TcpListener) -> Self {
         // SAFETY: the descriptor is a listening TCP socket that nobody else owns: `into_raw_fd` gave it up.
         // glommio has no safe way to take a socket with options of our own.
-        Ok(Self(unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) }))
+        Self(unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) })
     }
+}
 
-    /// The address bound, with the port the system picked if 0 was asked for.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr().map_err(io::Error::from)
-    }
-
+impl Listener {
     /// The next connection, without Nagle's delay.
     ///
     /// # Errors

@@ -95,9 +95,13 @@ const fn derived(name: &'static str, doc: &'static str) -> Entry {
 /// Settings of this broker under Kafka's own names.
 #[must_use]
 pub fn derived_entries(node: &Node) -> Vec<Effective> {
-    let (host, port) = node.advertised.borrow().clone();
+    let endpoints = node.endpoints();
+    let listeners = endpoints
+        .all()
+        .iter()
+        .map(|e| format!("PLAINTEXT://{}:{}", e.host, e.port));
     let values = [
-        format!("PLAINTEXT://{host}:{port}"),
+        listeners.collect::<Vec<_>>().join(","),
         format!("PLAINTEXT://{}", node.shared.settings.get("kafka.listen")),
         node.shared.data_dir.display().to_string(),
         node.shared.node_id.to_string(),
@@ -146,7 +150,7 @@ pub fn broker_entries(settings: &Settings, image: &Image, node_id: i32) -> Vec<E
 ///
 /// # Errors
 /// INVALID_REQUEST for a type or broker that is not served here.
-pub fn resource(kind: i8, name: &StrBytes, node_id: i32) -> Result<ConfigResource, Failure> {
+pub fn resource(kind: i8, name: &StrBytes, node: &Node) -> Result<ConfigResource, Failure> {
     let invalid = |reason: String| Failure::new(ResponseError::InvalidRequest, reason);
     match kind {
         TOPIC => {
@@ -155,9 +159,11 @@ pub fn resource(kind: i8, name: &StrBytes, node_id: i32) -> Result<ConfigResourc
         }
         BROKER if name.is_empty() => Ok(ConfigResource::Broker(None)),
         BROKER | BROKER_LOGGER => match name.parse::<i32>() {
-            Ok(id) if id == node_id => Ok(ConfigResource::Broker(Some(id))),
+            // A core's id means the node: settings are the node's.
+            Ok(id) if node.endpoints().is_ours(id) => Ok(ConfigResource::Broker(Some(node.shared.node_id))),
             Ok(id) => Err(invalid(format!(
-                "Unexpected broker id, expected {node_id} but received {id}"
+                "Unexpected broker id, expected {} but received {id}",
+                node.shared.node_id
             ))),
             Err(_) => Err(invalid(format!("Broker id must be an integer, but it is: {name}"))),
         },

@@ -32,6 +32,8 @@ const WRITE_BYTES: usize = 256 << 10;
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
+    /// It connected to this core's own port: to a broker that has this core's partitions only.
+    pub to_core: bool,
 }
 
 /// An answer's place in the order.
@@ -66,12 +68,12 @@ impl Answers {
 }
 
 /// Serves a connection until either side closes it.
-pub async fn serve(node: Rc<Node>, stream: TcpStream) {
+pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
     let open = node.shared.connections.fetch_add(1, Ordering::Relaxed);
     let limit = node.shared.settings.number("max.connections") as usize;
     if open < limit {
         if let Ok(address) = stream.peer_addr() {
-            let peer = Peer { address };
+            let peer = Peer { address, to_core };
             if let Err(error) = run(&node, stream, &peer).await {
                 log_end(&peer, &error);
             }

@@ -68,14 +68,19 @@ def assert_serving(broker):
     request(1, 4, b"\0\0"),
     # Produce v3 with a negative array.
     request(0, 3, struct.pack(">hhii", -1, 1, 1000, -5)),
-    # Bytes behind the request.
-    request(3, 1, struct.pack(">i", 0) + b"more"),
-], ids=range(13))
+], ids=range(12))
 def test_garbage_closes_its_own_connection_only(broker, sent):
     with connect(broker) as connection:
         connection.sendall(sent)
         assert is_closed(connection)
     assert_serving(broker)
+
+
+def test_bytes_behind_a_request_are_left_alone_as_kafka_does(broker):
+    with connect(broker) as connection:
+        connection.sendall(request(3, 1, struct.pack(">i", 0) + b"more"))
+        length, = struct.unpack(">i", connection.recv(4))
+        assert length > 0 and connection.recv(length)
 
 
 def test_api_versions_too_new_is_answered_in_version_0(broker):

@@ -20,8 +20,8 @@ def test_compare_writes_results_and_a_report(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
-    # Three workloads, durable and relaxed, two rounds.
-    assert len(runs) == 12, done.stdout + done.stderr
+    # Three workloads, durable, relaxed and with core endpoints, and two of them against the floor; two rounds.
+    assert len(runs) == 22, done.stdout + done.stderr
     for run in runs:
         workload = run["workload"]
         if workload["rate"]:

@@ -129,6 +129,13 @@ def test_message_size_and_timestamps_are_limited(broker, admin):
     assert failed[0].name() == "INVALID_TIMESTAMP"
 
 
+def test_all_topics_are_listed(broker, admin):
+    topic = create(admin, partitions=2)
+    listed = admin.list_topics(timeout=10)
+    assert len(listed.topics[topic].partitions) == 2 and listed.cluster_id
+    assert topic in Consumer({"bootstrap.servers": broker.bootstrap, "group.id": name("g")}).list_topics(timeout=10).topics
+
+
 def test_topics_grow_are_described_and_deleted(broker, admin):
     topic = create(admin, 2)
     admin.create_partitions([NewPartitions(topic, 5)])[topic].result(10)

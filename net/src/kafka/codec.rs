@@ -1,7 +1,7 @@
 //! Requests in, responses out. The messages are the `kafka-protocol` crate's; what it trusts (array counts) is
 //! checked by [`shape`](super::shape) first.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use kafka_protocol::{
     messages::{ApiKey, RequestHeader, RequestKind, ResponseHeader},
     protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
@@ -91,9 +91,8 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
     let mut frame = newer::request(api, version, frame).map_err(|e| malformed(&name, e.to_string()))?;
     let body = RequestKind::decode(api, &mut frame, newer::known(api, version))
         .map_err(|e| malformed(&name, e.to_string()))?;
-    if frame.has_remaining() {
-        return Err(malformed(&name, format!("{} bytes follow it", frame.remaining())));
-    }
+    // Bytes behind the request are left alone, as a Kafka broker does: librdkafka 2.16 asks for the metadata of all topics
+    // with three of them.
     Ok(Request {
         api,
         version,

@@ -20,18 +20,18 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeClusterRequest) -
                 "Only broker endpoints are served here.",
             )));
     }
-    let (host, port) = node.advertised.borrow().clone();
-    let id = node.shared.node_id.into();
+    let endpoints = node.endpoints();
+    let brokers = endpoints.all().iter().map(|e| {
+        DescribeClusterBroker::default()
+            .with_broker_id(e.id.into())
+            .with_host(StrBytes::from_string(e.host.clone()))
+            .with_port(i32::from(e.port))
+    });
     let response = DescribeClusterResponse::default()
         .with_cluster_id(StrBytes::from_string(node.shared.cluster_id.clone()))
-        .with_controller_id(id)
+        .with_controller_id(endpoints.coordinator().id.into())
         .with_cluster_authorized_operations(OPERATIONS_UNKNOWN)
-        .with_brokers(vec![
-            DescribeClusterBroker::default()
-                .with_broker_id(id)
-                .with_host(StrBytes::from_string(host))
-                .with_port(i32::from(port)),
-        ]);
+        .with_brokers(brokers.collect());
     if version >= 1 {
         response.with_endpoint_type(1)
     } else {

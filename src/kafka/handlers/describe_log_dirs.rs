@@ -11,10 +11,15 @@ use kafka_protocol::{
 };
 use millrace_engine::{PartitionKey, host::Host};
 
-use crate::{node::Node, router::scatter};
+use crate::{kafka::connection::Peer, node::Node, router::scatter};
 
 /// Handles a request.
-pub async fn handle(node: &Rc<Node>, version: i16, request: DescribeLogDirsRequest) -> DescribeLogDirsResponse {
+pub async fn handle(
+    node: &Rc<Node>,
+    version: i16,
+    peer: &Peer,
+    request: DescribeLogDirsRequest,
+) -> DescribeLogDirsResponse {
     let view = node.view();
     let wanted = |topic: &str, partition: i32| match &request.topics {
         None => true,
@@ -28,6 +33,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: DescribeLogDirsReque
         for partition in 0..topic.partitions.len() as i32 {
             if wanted(&topic.name, partition)
                 && let Some(r) = Node::resolve(&view, topic, partition)
+                && (!peer.to_core || r.shard == node.shard)
             {
                 work.push((r.shard, r.key));
                 names.push((topic.name.clone(), partition));

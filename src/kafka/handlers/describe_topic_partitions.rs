@@ -12,6 +12,7 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
+use millrace_engine::PartitionKey;
 
 use crate::{
     kafka::topics::OPERATIONS_UNKNOWN,
@@ -25,6 +26,7 @@ const PARTITIONS_MAX: i32 = 2000;
 #[must_use]
 pub fn handle(node: &Rc<Node>, request: &DescribeTopicPartitionsRequest) -> DescribeTopicPartitionsResponse {
     let view = node.view();
+    let endpoints = node.endpoints();
     let mut names: Vec<String> = request.topics.iter().map(|t| t.name.to_string()).collect();
     let all = names.is_empty();
     if all {
@@ -57,7 +59,6 @@ pub fn handle(node: &Rc<Node>, request: &DescribeTopicPartitionsRequest) -> Desc
         }
         topic.topic_id = image.id;
         topic.is_internal = name == OFFSETS_TOPIC;
-        let brokers = |ids: &[i32]| ids.iter().map(|id| (*id).into()).collect::<Vec<_>>();
         topic.partitions = image
             .partitions
             .iter()
@@ -65,12 +66,17 @@ pub fn handle(node: &Rc<Node>, request: &DescribeTopicPartitionsRequest) -> Desc
             .skip(first)
             .take(room)
             .map(|(index, p)| {
+                let key = PartitionKey {
+                    topic: image.id,
+                    partition: index as u32,
+                };
+                let broker = |node: &i32| endpoints.broker_of(*node, &view, &key).into();
                 DescribeTopicPartitionsResponsePartition::default()
                     .with_partition_index(index as i32)
-                    .with_leader_id(p.leader.into())
+                    .with_leader_id(broker(&p.leader))
                     .with_leader_epoch(p.leader_epoch)
-                    .with_replica_nodes(brokers(&p.replicas))
-                    .with_isr_nodes(brokers(&p.isr))
+                    .with_replica_nodes(p.replicas.iter().map(broker).collect())
+                    .with_isr_nodes(p.isr.iter().map(broker).collect())
                     .with_eligible_leader_replicas(Some(Vec::new()))
                     .with_last_known_elr(Some(Vec::new()))
             })

@@ -29,9 +29,9 @@ fn check(key_type: i8, key: &str) -> Result<(), Failure> {
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
-    let (host, port) = node.advertised.borrow().clone();
-    let (host, port) = (StrBytes::from_string(host), i32::from(port));
-    let id = node.shared.node_id;
+    let endpoints = node.endpoints();
+    let at = endpoints.coordinator();
+    let (id, host, port) = (at.id, StrBytes::from_string(at.host.clone()), i32::from(at.port));
     if version >= 4 {
         let coordinators = request
             .coordinator_keys

@@ -1,5 +1,5 @@
 //! Metadata, versions 0 to 13: topics by name or id, auto-creation (version 4 and above ask for it, older ones always
-//! do), this broker as the only one.
+//! do), this broker or its cores as the only ones.
 
 use std::rc::Rc;
 
@@ -16,9 +16,11 @@ use millrace_cluster::{
     controller::{ControllerError, topics},
     metadata::TopicImage,
 };
+use millrace_engine::PartitionKey;
 use uuid::Uuid;
 
 use crate::{
+    endpoints::Endpoints,
     kafka::{create, errors::Failure, topics::OPERATIONS_UNKNOWN},
     node::{Node, OFFSETS_TOPIC, View},
 };
@@ -47,24 +49,27 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
             view = node.view();
         }
     }
+    let endpoints = node.endpoints();
     let topics = if all {
-        view.image.topics().map(|t| describe(t, version)).collect()
+        view.image
+            .topics()
+            .map(|t| describe(&view, &endpoints, t, version))
+            .collect()
     } else {
         wanted
             .into_iter()
-            .map(|topic| one(&view, topic, version, may_create, &refused))
+            .map(|topic| one(&view, &endpoints, topic, version, may_create, &refused))
             .collect()
     };
-    let (host, port) = node.advertised.borrow().clone();
-    let id = node.shared.node_id.into();
+    let brokers = endpoints.all().iter().map(|e| {
+        MetadataResponseBroker::default()
+            .with_node_id(e.id.into())
+            .with_host(StrBytes::from_string(e.host.clone()))
+            .with_port(i32::from(e.port))
+    });
     let mut response = MetadataResponse::default()
-        .with_brokers(vec![
-            MetadataResponseBroker::default()
-                .with_node_id(id)
-                .with_host(StrBytes::from_string(host))
-                .with_port(i32::from(port)),
-        ])
-        .with_controller_id(id)
+        .with_brokers(brokers.collect())
+        .with_controller_id(endpoints.coordinator().id.into())
         .with_topics(topics);
     if version >= 2 {
         response.cluster_id = Some(StrBytes::from_string(node.shared.cluster_id.clone()));
@@ -74,6 +79,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
 
 fn one(
     view: &View,
+    endpoints: &Endpoints,
     topic: MetadataRequestTopic,
     version: i16,
     may_create: bool,
@@ -88,7 +94,7 @@ fn one(
     };
     if !topic.topic_id.is_nil() {
         return match view.image.topic_by_id(&topic.topic_id) {
-            Some(image) => describe(image, version),
+            Some(image) => describe(view, endpoints, image, version),
             None => {
                 // Before version 12 the name may not be null.
                 let name = (version < 12).then(TopicName::default);
@@ -98,7 +104,7 @@ fn one(
     }
     let name = topic.name.unwrap_or_default();
     if let Some(image) = view.image.topic(&name) {
-        return describe(image, version);
+        return describe(view, endpoints, image, version);
     }
     let code = match refused.iter().find(|(n, _)| *n == name.as_str()) {
         Some((_, failure)) => failure.code(),
@@ -111,18 +117,22 @@ fn one(
     failed(code, Some(name), Uuid::nil())
 }
 
-fn describe(image: &TopicImage, version: i16) -> MetadataResponseTopic {
-    let brokers = |ids: &[i32]| ids.iter().map(|id| (*id).into()).collect::<Vec<_>>();
+fn describe(view: &View, endpoints: &Endpoints, image: &TopicImage, version: i16) -> MetadataResponseTopic {
     let partitions = image
         .partitions
         .iter()
         .enumerate()
         .map(|(index, p)| {
+            let key = PartitionKey {
+                topic: image.id,
+                partition: index as u32,
+            };
+            let broker = |node: &i32| endpoints.broker_of(*node, view, &key).into();
             let mut partition = MetadataResponsePartition::default()
                 .with_partition_index(index as i32)
-                .with_leader_id(p.leader.into())
-                .with_replica_nodes(brokers(&p.replicas))
-                .with_isr_nodes(brokers(&p.isr));
+                .with_leader_id(broker(&p.leader))
+                .with_replica_nodes(p.replicas.iter().map(broker).collect())
+                .with_isr_nodes(p.isr.iter().map(broker).collect());
             if version >= 7 {
                 partition.leader_epoch = p.leader_epoch;
             }

@@ -1,0 +1,159 @@
+//! Which addresses are bound, and what is told to clients of them.
+
+use std::{
+    net::{SocketAddr, TcpListener, ToSocketAddrs},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use millrace_net::listener::{self, Listener};
+use thiserror::Error;
+
+use crate::{config::Settings, endpoints::Endpoints, kafka::connection, node::Node};
+
+/// An address that cannot be used; the text says what to do.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}: {reason}")]
+pub struct ListenError {
+    /// As configured, or as made from that.
+    pub address: String,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+impl ListenError {
+    fn new(address: impl ToString, reason: impl ToString) -> Self {
+        Self {
+            address: address.to_string(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// The address to bind.
+///
+/// # Errors
+/// Not an address, or one that clients cannot be told.
+pub fn resolve(settings: &Settings) -> Result<SocketAddr, ListenError> {
+    let configured = settings.get("kafka.listen");
+    let listen = configured
+        .to_socket_addrs()
+        .map_err(|e| ListenError::new(configured, format!("{e}; write HOST:PORT, for example 127.0.0.1:9092")))?
+        .next()
+        .ok_or_else(|| ListenError::new(configured, "the name has no address"))?;
+    let advertise = settings.get("advertise");
+    if advertise.is_empty() && listen.ip().is_unspecified() {
+        return Err(ListenError::new(
+            configured,
+            "clients cannot connect to an unspecified address: say with --advertise HOST:PORT which one to tell them",
+        ));
+    }
+    if !advertise.is_empty() && split_host(advertise).is_none() {
+        return Err(ListenError::new(advertise, "--advertise takes HOST:PORT"));
+    }
+    Ok(listen)
+}
+
+fn split_host(address: &str) -> Option<(String, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
+}
+
+/// Binds `count` sockets to an address of which this broker shall be the only user.
+fn bind(address: SocketAddr, count: usize) -> Result<(Vec<TcpListener>, SocketAddr), ListenError> {
+    let fail = |e: std::io::Error| ListenError::new(address, e);
+    // SO_REUSEPORT would let a second broker of this user bind the same port unnoticed.
+    if address.port() != 0 {
+        TcpListener::bind(address).map_err(|e| {
+            ListenError::new(
+                address,
+                format!("{e}; stop what listens there, or choose another with --kafka-listen HOST:PORT"),
+            )
+        })?;
+    }
+    let first = listener::bind(address).map_err(fail)?;
+    let bound = first.local_addr().map_err(fail)?;
+    let mut all = vec![first];
+    for _ in 1..count {
+        all.push(listener::bind(bound).map_err(fail)?);
+    }
+    Ok((all, bound))
+}
+
+/// Binds the Kafka port on every shard, and with `core.endpoints` a port for each shard alone: those that follow. Returns
+/// the address for clients to begin with.
+///
+/// # Errors
+/// An address is in use, or cannot be bound.
+pub async fn everywhere(node: &Rc<Node>, address: SocketAddr) -> Result<String, ListenError> {
+    let shared = &node.shared;
+    let shards = node.router.shards();
+    let (sockets, bound) = bind(address, shards)?;
+    let mut sockets: Vec<Vec<TcpListener>> = sockets.into_iter().map(|s| vec![s]).collect();
+    let (host, port) =
+        split_host(shared.settings.get("advertise")).unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
+    let endpoints = if shared.settings.flag("core.endpoints") {
+        if let Some(reason) = Endpoints::refuse_ids(shared.node_id, shards) {
+            return Err(ListenError::new(bound, reason));
+        }
+        let mut told = Vec::with_capacity(shards);
+        for (shard, of_shard) in sockets.iter_mut().enumerate() {
+            let behind = |port: u16| {
+                u16::try_from(usize::from(port) + 1 + shard)
+                    .map_err(|_| ListenError::new(bound, "core.endpoints takes a port for each core behind this one"))
+            };
+            // Any port means any ports.
+            let wanted = if address.port() == 0 {
+                0
+            } else {
+                behind(address.port())?
+            };
+            let (own, own_bound) = bind(SocketAddr::new(bound.ip(), wanted), 1)?;
+            of_shard.extend(own);
+            let advertised = !shared.settings.get("advertise").is_empty();
+            told.push(if advertised { behind(port)? } else { own_bound.port() });
+        }
+        Endpoints::per_core(shared.node_id, &host, &told)
+    } else {
+        Endpoints::one(shared.node_id, host.clone(), port)
+    };
+    let endpoints = Arc::new(endpoints);
+    for (shard, sockets) in sockets.into_iter().enumerate() {
+        let endpoints = Arc::clone(&endpoints);
+        let accepting = node.router.call(node, shard, move |n| async move {
+            *n.endpoints.borrow_mut() = endpoints;
+            // The first one is everybody's.
+            for (index, socket) in sockets.into_iter().enumerate() {
+                spawn_accept(&n, socket.into(), index > 0);
+            }
+        });
+        accepting.await.map_err(|e| ListenError::new(bound, e))?;
+    }
+    Ok(format!("{host}:{port}"))
+}
+
+fn spawn_accept(node: &Rc<Node>, listener: Listener, to_core: bool) {
+    let node = Rc::clone(node);
+    glommio::spawn_local(async move {
+        while !node.is_stopping() {
+            let stopped = async {
+                node.stop.wait(|| node.is_stopping().then_some(())).await;
+                None
+            };
+            let accepted = futures_lite::future::or(async { Some(listener.accept().await) }, stopped).await;
+            match accepted {
+                None => return,
+                Some(Ok(stream)) => {
+                    glommio::spawn_local(connection::serve(Rc::clone(&node), stream, to_core)).detach();
+                }
+                Some(Err(error)) => {
+                    // Most often too many open files; the next one may do better.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    millrace_engine::host::Host::sleep(&node.host, Duration::from_millis(50)).await;
+                }
+            }
+        }
+    })
+    .detach();
+}
