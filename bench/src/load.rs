@@ -24,8 +24,8 @@ use kafka_protocol::{
 };
 
 use crate::{
-    Outcome,
-    wire::{self, now_ns},
+    Outcome, catch_up,
+    wire::{self, Codec, now_ns},
     workload::Workload,
 };
 
@@ -49,6 +49,8 @@ pub struct Measured {
     pub records: u64,
     /// Seconds measured.
     pub seconds: f64,
+    /// Megabytes per second that readers of the backlog got together.
+    pub catch_up_mb_per_s: Option<f64>,
     /// Why the run does not count, if it does not.
     pub invalid: Option<String>,
     /// The generator's own lateness, 99th percentile, in nanoseconds.
@@ -89,6 +91,17 @@ pub fn run(address: &str, topic: &str, w: &Workload, mut on_measure: impl FnMut(
     for _ in 0..w.idle_connections {
         idle.push(wire::connect(address)?);
     }
+    // As every client does, each producer and consumer has a connection to each broker that leads partitions of it.
+    let topic = wire::topic_name(topic);
+    let leaders = wire::leaders(address, &topic)?;
+    let mut backlog = 0;
+    if w.backlog_mb > 0 {
+        for (address, led) in &leaders {
+            let bytes = w.backlog_mb * 1_000_000 * led.len() as u64 / w.partitions as u64;
+            backlog = catch_up::fill(address, &topic, led, bytes)?;
+        }
+        catch_up::drop_caches();
+    }
     let begin = now_ns() + 100_000_000;
     let measure_from = begin + w.warm_up * 1_000_000_000;
     let times = Times {
@@ -99,9 +112,6 @@ pub fn run(address: &str, topic: &str, w: &Workload, mut on_measure: impl FnMut(
     // Consumers begin at the end of an empty topic, which is its beginning, and stop when they have seen everything.
     let produced = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicBool::new(false));
-    // As every client does, each producer and consumer has a connection to each broker that leads partitions of it.
-    let topic = wire::topic_name(topic);
-    let leaders = wire::leaders(address, &topic)?;
     let mut consumers = Vec::new();
     for (index, (address, led)) in (0..w.consumers).flat_map(|i| leaders.iter().map(move |l| (i, l))) {
         let partitions: Vec<i32> = led
@@ -128,15 +138,29 @@ pub fn run(address: &str, topic: &str, w: &Workload, mut on_measure: impl FnMut(
             produce(&address, &topic, &w, &share, times, &produced)
         }));
     }
+    let over = Arc::new(AtomicBool::new(false));
+    let mut readers = Vec::new();
+    for (address, led) in (0..w.backlog_readers).flat_map(|_| &leaders) {
+        let (address, topic, led, over) = (address.clone(), topic.clone(), led.clone(), Arc::clone(&over));
+        readers.push(thread::spawn(move || {
+            catch_up::read(&address, &topic, &led, backlog, times.measure_from, &over)
+        }));
+    }
     sleep_until(times.measure_from);
     on_measure();
     sleep_until(times.end);
     on_measure();
+    over.store(true, Ordering::Release);
+    let mut read = Vec::new();
+    for reader in readers {
+        read.push(reader.join().map_err(|_| "a reader's thread panicked")??);
+    }
     let mut measured = Measured {
         produce: histogram()?,
         end_to_end: histogram()?,
         records: 0,
         seconds: w.seconds as f64,
+        catch_up_mb_per_s: together(&read),
         invalid: None,
         lag_p99: 0,
     };
@@ -174,6 +198,13 @@ pub fn run(address: &str, topic: &str, w: &Workload, mut on_measure: impl FnMut(
         None
     };
     Ok(measured)
+}
+
+/// What all readers read, over the time that the last of them took.
+fn together(read: &[catch_up::Read]) -> Option<f64> {
+    let bytes: u64 = read.iter().map(|r| r.bytes).sum();
+    let longest = read.iter().map(|r| r.nanoseconds).max()?;
+    Some(bytes as f64 * 1000.0 / longest as f64)
 }
 
 fn sleep_until(time: u64) {
@@ -251,17 +282,23 @@ fn produce(
     })
 }
 
-/// Bytes that do not compress to nothing.
-fn filler(len: usize, seed: u64) -> Vec<u8> {
+/// Bytes of a value: noise, or for codecs a pattern of 64 bytes that comes again and again with a little noise.
+fn filler(w: &Workload, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
+    let mut out: Vec<u8> = (0..w.record_bytes)
         .map(|_| {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         })
-        .collect()
+        .collect();
+    if w.compression != Codec::None {
+        for n in (64..out.len()).filter(|n| n % 7 != 0) {
+            out[n] = out[n % 64];
+        }
+    }
+    out
 }
 
 /// Which partition the n-th record goes to.
@@ -288,7 +325,7 @@ fn keep_schedule(
     let due_at = |n: u64| times.begin + (offset + step * (n - n % w.burst) as f64) as u64;
     let total = ((times.end - times.begin) as f64 / step) as u64;
     let per_batch = (w.batch_bytes / w.record_bytes).max(1);
-    let filler = filler(w.record_bytes, share.index as u64 + 1);
+    let filler = filler(w, share.index as u64 + 1);
     let mut waiting: Vec<Vec<u64>> = vec![Vec::new(); w.partitions as usize];
     // Partitions with something waiting, so that a request costs what it carries and not what the topic has.
     let mut filled: Vec<i32> = Vec::new();
@@ -349,7 +386,7 @@ fn keep_schedule(
             let list = &mut waiting[partition as usize];
             let rest = list.split_off(list.len().min(per_batch));
             let now = std::mem::replace(list, rest);
-            batches.push((partition, wire::batch(&now, w.record_bytes, &filler)));
+            batches.push((partition, wire::batch(&now, w.record_bytes, &filler, w.compression)?));
             intended.extend(now);
             if !waiting[partition as usize].is_empty() {
                 filled.push(partition);
@@ -374,8 +411,8 @@ fn saturate(
     flights: &InFlight,
 ) -> Outcome<(u64, u64)> {
     let per_batch = (w.batch_bytes / w.record_bytes).max(1);
-    let filler = filler(w.record_bytes, share.index as u64 + 1);
-    let batch = wire::batch(&vec![0; per_batch], w.record_bytes, &filler);
+    let filler = filler(w, share.index as u64 + 1);
+    let batch = wire::batch(&vec![0; per_batch], w.record_bytes, &filler, w.compression)?;
     // One partition a request, as a client with full batches sends them one by one or a few together.
     let requests: Vec<Bytes> = share
         .partitions

@@ -4,6 +4,7 @@
 //! makes a report of results again; `floor` writes and flushes by io_uring directly: no broker that flushes before it
 //! acknowledges can be faster than that.
 
+mod catch_up;
 mod compare;
 mod floor;
 mod floor_server;

@@ -34,8 +34,11 @@ pub fn line(r: &RunResult) -> String {
         .invalid
         .as_ref()
         .map_or(String::new(), |why| format!("  DOES NOT COUNT: {why}"));
+    let catch_up = r
+        .catch_up_mb_per_s
+        .map_or(String::new(), |mb| format!("  catch-up {mb:.0} MB/s"));
     format!(
-        "{} | {} | round {}:  {:.0} records/s, {:.1} MB/s{}{}{broker}{invalid}",
+        "{} | {} | round {}:  {:.0} records/s, {:.1} MB/s{}{}{catch_up}{broker}{invalid}",
         r.workload.name,
         r.variant,
         r.round,
@@ -113,6 +116,11 @@ const METRICS: &[Metric] = &[
         name: "MB/s",
         more: true,
         of: |r| (r.workload.rate == 0).then_some(r.mb_per_s),
+    },
+    Metric {
+        name: "catch-up MB/s",
+        more: true,
+        of: |r| r.catch_up_mb_per_s,
     },
     Metric {
         name: "broker CPU s/GB",
@@ -313,6 +321,7 @@ fn ratio_tables(results: &Results) -> Vec<Table> {
         "produce p99.9 µs",
         "end-to-end p99 µs",
         "MB/s",
+        "catch-up MB/s",
         "broker CPU s/GB",
         "resident MiB",
     ];

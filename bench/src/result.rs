@@ -70,6 +70,8 @@ pub struct RunResult {
     pub records_per_s: f64,
     /// Acknowledged megabytes (10^6) of values per second.
     pub mb_per_s: f64,
+    /// Megabytes (10^6) per second that readers of the backlog got together, each until it had everything.
+    pub catch_up_mb_per_s: Option<f64>,
     /// What the broker's process used in the measured time.
     pub broker: Usage,
     /// CPU seconds of the generator in the measured time.
@@ -125,6 +127,7 @@ pub fn assemble(
         end_to_end: Latency::of(&measured.end_to_end),
         records_per_s,
         mb_per_s: records_per_s * workload.record_bytes as f64 / 1e6,
+        catch_up_mb_per_s: measured.catch_up_mb_per_s,
         broker,
         generator_cpu_s: generator.cpu_s,
         generator_lag_us: measured.lag_p99 as f64 / 1000.0,

@@ -12,6 +12,7 @@ use crate::Outcome;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::{
+    compression::{Compressor, Lz4, Zstd},
     messages::{
         ApiKey, BrokerId, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest, DeleteTopicsResponse,
         FetchRequest, FetchResponse, MetadataRequest, MetadataResponse, ProduceRequest, RequestHeader, TopicName,
@@ -22,6 +23,7 @@ use kafka_protocol::{
     },
     protocol::{Decodable, Encodable, StrBytes},
 };
+use serde::{Deserialize, Serialize};
 
 /// Produce version: the last without flexible fields.
 pub const PRODUCE: i16 = 7;
@@ -260,8 +262,40 @@ fn varint(bytes: &mut &[u8]) -> Option<i64> {
     None
 }
 
+/// How a batch's records are packed.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    /// Not at all.
+    #[default]
+    None,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
+/// Packs records in place.
+fn pack(records: &mut BytesMut, codec: Codec) -> Outcome<()> {
+    let mut packed = BytesMut::new();
+    let put = |out: &mut BytesMut| {
+        out.extend_from_slice(records);
+        Ok(())
+    };
+    match codec {
+        Codec::None => return Ok(()),
+        Codec::Lz4 => Lz4::compress(&mut packed, put)?,
+        Codec::Zstd => Zstd::compress(&mut packed, put)?,
+    }
+    *records = packed;
+    Ok(())
+}
+
 /// A record batch: a record for each of `times`, which its value of `size` bytes begins with; the rest is `filler`.
-pub fn batch(times: &[u64], size: usize, filler: &[u8]) -> Bytes {
+///
+/// # Errors
+/// The codec's.
+pub fn batch(times: &[u64], size: usize, filler: &[u8], codec: Codec) -> Outcome<Bytes> {
     let mut out = BytesMut::with_capacity(BATCH_HEADER + times.len() * (size + 20));
     out.put_i64(0);
     out.put_i32(0);
@@ -269,7 +303,12 @@ pub fn batch(times: &[u64], size: usize, filler: &[u8]) -> Bytes {
     out.put_i8(2);
     out.put_u32(0);
     let checked_from = out.len();
-    out.put_i16(0);
+    // The codecs' numbers in a batch's attributes.
+    out.put_i16(match codec {
+        Codec::None => 0,
+        Codec::Lz4 => 3,
+        Codec::Zstd => 4,
+    });
     out.put_i32(times.len() as i32 - 1);
     // Records of 1970 would be deleted by retention.
     let wall = SystemTime::now()
@@ -281,25 +320,42 @@ pub fn batch(times: &[u64], size: usize, filler: &[u8]) -> Bytes {
     out.put_i16(-1);
     out.put_i32(-1);
     out.put_i32(times.len() as i32);
+    let mut records = out.split_off(BATCH_HEADER);
     for (n, time) in times.iter().enumerate() {
         let delta = n as i64;
         // attributes, timestamp delta, offset delta, no key, value, no headers
         let len = 1 + 1 + varint_len(delta) + 1 + varint_len(size as i64) + size + 1;
-        put_varint(&mut out, len as i64);
-        out.put_u8(0);
-        put_varint(&mut out, 0);
-        put_varint(&mut out, delta);
-        put_varint(&mut out, -1);
-        put_varint(&mut out, size as i64);
-        out.put_u64(*time);
-        out.put_slice(&filler[..size - 8]);
-        put_varint(&mut out, 0);
+        put_varint(&mut records, len as i64);
+        records.put_u8(0);
+        put_varint(&mut records, 0);
+        put_varint(&mut records, delta);
+        put_varint(&mut records, -1);
+        put_varint(&mut records, size as i64);
+        records.put_u64(*time);
+        records.put_slice(&filler[..size - 8]);
+        put_varint(&mut records, 0);
     }
+    pack(&mut records, codec)?;
+    out.unsplit(records);
     let length = out.len() as i32 - 12;
     out[8..12].copy_from_slice(&length.to_be_bytes());
     let crc = crc32c::crc32c(&out[checked_from..]);
     out[17..21].copy_from_slice(&crc.to_be_bytes());
-    out.freeze()
+    Ok(out.freeze())
+}
+
+/// The offset behind the last whole batch of fetched bytes.
+pub fn next_offset(mut bytes: &[u8]) -> Option<i64> {
+    let mut next = None;
+    while bytes.len() >= BATCH_HEADER {
+        let length = 12 + u32::from_be_bytes(*bytes[8..].first_chunk()?) as usize;
+        let base = i64::from_be_bytes(*bytes.first_chunk()?);
+        let last_delta = i32::from_be_bytes(*bytes[23..].first_chunk()?);
+        let Some(rest) = bytes.get(length..) else { break };
+        next = Some(base + i64::from(last_delta) + 1);
+        bytes = rest;
+    }
+    next
 }
 
 /// Shows the time that each record of fetched batches begins with; returns the offset behind the last whole batch.
@@ -339,12 +395,13 @@ mod tests {
     fn what_a_batch_holds_is_found_again() {
         for size in [8, 100, 1000] {
             let times: Vec<u64> = (0..300).map(|n| n * 1_000_003).collect();
-            let mut bytes = batch(&times, size, &[b'x'; 1000]).to_vec();
+            let mut bytes = batch(&times, size, &[b'x'; 1000], Codec::None).expect("packs").to_vec();
             // Behind another batch, and cut inside a third.
             bytes[..8].copy_from_slice(&40_i64.to_be_bytes());
-            let cut = batch(&times, size, &[b'x'; 1000]);
+            let cut = batch(&times, size, &[b'x'; 1000], Codec::None).expect("packs");
             bytes.extend_from_slice(&cut[..cut.len() - 1]);
             let mut seen = Vec::new();
+            assert_eq!(next_offset(&bytes), Some(340));
             assert_eq!(for_each_time(&bytes, |t| seen.push(t)), Some(340));
             assert_eq!(seen, times);
         }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::Outcome;
+use crate::{Outcome, wire::Codec};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +17,16 @@ pub struct Workload {
     /// Records per second of all producers together, on a schedule that waits for no answer. 0: as fast as
     /// `in_flight` allows (a closed loop, for throughput only).
     pub rate: u64,
+    /// Several rates instead: a workload for each, called by its rate. One that a target does not hold does not count.
+    pub rates: Vec<u64>,
     /// Records that are due at the same instant; the rate stays what it is.
     pub burst: u64,
     /// Bytes of a record's value, at least 8: it begins with the intended time of sending.
     pub record_bytes: usize,
     /// Most bytes of records in one batch.
     pub batch_bytes: usize,
+    /// How producers pack batches: none, lz4, zstd. Anything else than none comes with values that repeat themselves.
+    pub compression: Codec,
     /// How long a due record may wait for others, in microseconds.
     pub linger_us: u64,
     /// Partitions of the topic; records go around.
@@ -36,6 +40,10 @@ pub struct Workload {
     pub consumers: usize,
     /// Every consumer reads everything.
     pub fan_out: bool,
+    /// Megabytes (10^6) written before the warm-up, for those who read a backlog.
+    pub backlog_mb: u64,
+    /// Connections that all read the backlog from its beginning, from the begin of the measured time on.
+    pub backlog_readers: usize,
     /// Connections that are open and say nothing.
     pub idle_connections: usize,
     /// -1 all, 1 leader, 0 none (then there is no latency to measure).
@@ -54,21 +62,41 @@ impl Default for Workload {
             name: "default".into(),
             title: String::new(),
             rate: 5000,
+            rates: Vec::new(),
             burst: 1,
             record_bytes: 1000,
             batch_bytes: 16 << 10,
+            compression: Codec::None,
             linger_us: 0,
             partitions: 8,
             hot_share: 0.0,
             producers: 1,
             consumers: 0,
             fan_out: false,
+            backlog_mb: 0,
+            backlog_readers: 0,
             idle_connections: 0,
             acks: -1,
             in_flight: 5,
             warm_up: 2,
             seconds: 8,
         }
+    }
+}
+
+impl Workload {
+    fn each_rate(self) -> Vec<Self> {
+        if self.rates.is_empty() {
+            return vec![self];
+        }
+        let at = |rate: &u64| Self {
+            name: format!("{}-{rate}", self.name),
+            title: format!("{}, {rate}/s", self.title),
+            rate: *rate,
+            rates: Vec::new(),
+            ..self.clone()
+        };
+        self.rates.iter().map(at).collect()
     }
 }
 
@@ -89,7 +117,11 @@ pub fn load(file: Option<&Path>) -> Outcome<Vec<Workload>> {
         Some(file) => fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?,
         None => STANDARD.to_owned(),
     };
-    let workloads = toml::from_str::<File>(&text)?.workload;
+    let workloads: Vec<Workload> = toml::from_str::<File>(&text)?
+        .workload
+        .into_iter()
+        .flat_map(Workload::each_rate)
+        .collect();
     workloads.iter().try_for_each(check)?;
     Ok(workloads)
 }
@@ -102,6 +134,15 @@ pub fn check(w: &Workload) -> Outcome<()> {
     }
     if w.partitions < 1 || w.producers < 1 || w.in_flight < 1 || w.seconds < 1 || w.burst < 1 {
         return refuse("partitions, producers, in_flight, burst and seconds must be at least 1");
+    }
+    if w.compression != Codec::None && w.consumers > 0 {
+        return refuse("consumers do not unpack: compression goes without them");
+    }
+    if w.backlog_mb > 0 && w.consumers > 0 {
+        return refuse("consumers would read the backlog too: give backlog_readers alone");
+    }
+    if (w.backlog_mb == 0) != (w.backlog_readers == 0) {
+        return refuse("backlog_mb and backlog_readers go together");
     }
     if w.acks == 0 && w.consumers == 0 {
         return refuse("acks = 0 has no answers to time: add consumers");
@@ -117,6 +158,17 @@ mod tests {
     fn the_standard_workloads_can_be_run() {
         let workloads = load(None).expect("they parse");
         assert!(workloads.len() > 5);
+    }
+
+    #[test]
+    fn a_sweep_is_a_workload_for_each_rate() {
+        let swept = Workload {
+            name: "sweep".into(),
+            rates: vec![10, 20],
+            ..Workload::default()
+        };
+        let names: Vec<_> = swept.each_rate().into_iter().map(|w| (w.name, w.rate)).collect();
+        assert_eq!(names, [("sweep-10".to_owned(), 10), ("sweep-20".to_owned(), 20)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::Outcome;
 use crate::result::{Latency, RunResult};
+use crate::wire::Codec;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1c1c1c}\
 h1{font-size:1.6rem}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}h3{margin-top:2rem}\
@@ -78,7 +79,14 @@ fn against_load(results: &Results) -> Vec<Series> {
     let p99 = &METRICS[1];
     let plain = |r: &&RunResult| {
         let w = &r.workload;
-        w.rate > 0 && w.consumers == 0 && w.partitions == 8 && w.idle_connections == 0 && w.record_bytes == 1000
+        w.rate > 0
+            && w.consumers == 0
+            && w.partitions == 8
+            && w.hot_share == 0.0
+            && w.idle_connections == 0
+            && w.backlog_readers == 0
+            && w.compression == Codec::None
+            && w.record_bytes == 1000
     };
     results
         .circumstances
