@@ -373,8 +373,9 @@ pub const ENTRIES: &[Entry] = &[
     broker(
         "fetch.max.bytes",
         Kind::Int(1024, INT),
-        "57671680",
-        "Most bytes of one fetch answer.",
+        "1048576",
+        "Most bytes of one fetch answer, but for a first batch that is larger. Small, so that readers of a backlog do not hold \
+         up the core that producers wait for; partitions take turns.",
     ),
     broker(
         "max.incremental.fetch.session.cache.slots",

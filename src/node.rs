@@ -93,6 +93,8 @@ pub struct Node {
     pub stop: WaitList,
     /// Produce requests being worked on.
     pub in_flight: Cell<usize>,
+    /// Fetches without a session so far: they begin at another of their partitions each time.
+    pub fetch_turns: Cell<usize>,
 }
 
 /// What runs on shard 0 only.
@@ -144,6 +146,7 @@ impl Node {
             coordinator: RefCell::default(),
             stop: WaitList::default(),
             in_flight: Cell::new(0),
+            fetch_turns: Cell::new(0),
         })
     }
 

@@ -69,6 +69,11 @@ impl<H: Host> Shard<H> {
         at_least_one: bool,
     ) -> Result<Records, ReadError> {
         let mut out = Records::default();
+        if let Some(partition) = self.partition(&key) {
+            // Growing step by step would copy a large answer several times.
+            let expected = partition.bytes_available(offset, max_bytes as u64) as usize;
+            out.bytes.reserve(expected.min(max_bytes));
+        }
         let mut next = offset;
         let visited = self.visit(key, offset, |batch| {
             if !out.bytes.is_empty() || !at_least_one {

@@ -49,7 +49,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
     let changed = wanted(&request);
     let incremental = epoch > 0;
-    let (session_id, partitions) = if incremental {
+    let (session_id, mut partitions) = if incremental {
         let forgotten: Vec<SessionPartition> = request
             .forgotten_topics_data
             .iter()
@@ -85,6 +85,13 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         (id, changed)
     };
 
+    if session_id == 0 && !partitions.is_empty() {
+        // A session moves partitions that gave records to the end; without one, the turns see to it that each comes first.
+        let turn = node.fetch_turns.get();
+        node.fetch_turns.set(turn.wrapping_add(1));
+        let first = turn % partitions.len();
+        partitions.rotate_left(first);
+    }
     let mut outcomes = pass(node, &partitions, by_id, max_bytes).await;
     let got: u64 = outcomes.iter().flatten().map(|g| g.bytes.len() as u64).sum();
     let answer_now = got >= min_bytes
