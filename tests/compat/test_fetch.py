@@ -1,0 +1,50 @@
+"""What Fetch answers, byte by byte, where clients hide it."""
+
+import struct
+import uuid
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from test_bad_input import answer, connect, request
+
+
+def fetch(connection, topic, offsets):
+    """One Fetch v4 without a session, at most 1 MiB for each partition; bytes of records by partition."""
+    name = topic.encode()
+    body = struct.pack(">iiiibi", -1, 500, 1, 8 << 20, 0, 1) + struct.pack(">h", len(name)) + name
+    body += struct.pack(">i", len(offsets))
+    for partition, offset in offsets.items():
+        body += struct.pack(">iqi", partition, offset, 1 << 20)
+    connection.sendall(request(1, 4, body))
+    got = answer(connection)
+    # Correlation id, throttle time, one topic with its name.
+    at = 4 + 4 + 4 + 2 + len(name)
+    count, = struct.unpack_from(">i", got, at)
+    at += 4
+    sizes = {}
+    for _ in range(count):
+        partition, error, _hw, _lso, aborted, size = struct.unpack_from(">ihqqii", got, at)
+        assert error == 0 and aborted <= 0
+        at += 30
+        sizes[partition] = size
+        at += size
+    assert at == len(got)
+    return sizes
+
+
+def test_partitions_with_a_backlog_take_turns(broker):
+    topic = "turns-" + uuid.uuid4().hex[:8]
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin.create_topics([NewTopic(topic, 3)])[topic].result(10)
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    for n in range(6000):
+        producer.produce(topic, bytes(1000), partition=n % 3)
+    assert producer.flush(30) == 0
+    gave = set()
+    with connect(broker) as connection:
+        for _ in range(3):
+            sizes = fetch(connection, topic, {0: 0, 1: 0, 2: 0})
+            # No answer is larger than a mebibyte, whatever was asked for.
+            assert 0 < sum(sizes.values()) <= 1 << 20, sizes
+            gave |= {partition for partition, size in sizes.items() if size > 0}
+    assert gave == {0, 1, 2}, "a partition waits for another's backlog to end"
