@@ -1,6 +1,7 @@
 """`core.endpoints`: clients see each core as a broker of its own, and everything they do goes on working."""
 
 import collections
+import random
 import socket
 import subprocess
 import uuid
@@ -80,10 +81,22 @@ def test_kafkas_tools_see_each_partition_once(cores, topic):
     assert groups.split().count("cores") == 1, groups
 
 
+def free_ports(count):
+    """The first of so many free ports in a row, below those that the system gives to connections."""
+    while True:
+        base = random.randrange(20_000, 30_000)
+        try:
+            for port in range(base, base + count):
+                socket.create_server(("127.0.0.1", port)).close()
+            return base
+        except OSError:
+            continue
+
+
 def test_the_ports_follow_the_first_and_one_in_use_is_named(make_broker):
     broker = make_broker(settings={"core.endpoints": "true"}, args=["--cores", str(CORES)])
-    base = broker.port
-    broker.stop()
+    assert broker.stop() == 0
+    broker.port = base = free_ports(CORES + 1)
     with socket.create_server(("127.0.0.1", base + 2)):
         with pytest.raises(RuntimeError, match=f"cannot listen on 127.0.0.1:{base + 2}"):
             broker.start()
