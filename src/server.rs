@@ -19,7 +19,7 @@ use std::{
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
 use millrace_engine::{
     PartitionKey, PartitionMap, StorageError,
-    disk::glommio::GlommioHost,
+    disk::glommio::{GlommioHost, settle},
     host::Host,
     log::LogState,
     recovery,
@@ -191,6 +191,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
                     failed.stopping.store(true, Ordering::Release);
                     router.wake_all();
                 }
+                settle().await;
                 result
             })
             .map_err(|e| ServeError::Executor(e.to_string()))?;

@@ -4,6 +4,7 @@
 //! or a topic made or removed) and take microseconds.
 
 use std::{
+    cell::Cell,
     future::Future,
     io,
     ops::{Deref, DerefMut},
@@ -85,6 +86,31 @@ impl HostFile for GlommioFile {
     }
 }
 
+thread_local! {
+    /// Work of this thread's executor that its helper thread has not finished.
+    static ASIDE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs blocking work on the executor's helper thread.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    struct Running;
+    impl Drop for Running {
+        fn drop(&mut self) {
+            ASIDE.set(ASIDE.get() - 1);
+        }
+    }
+    ASIDE.set(ASIDE.get() + 1);
+    let _running = Running;
+    ::glommio::executor().spawn_blocking(work).await
+}
+
+/// Waits until the executor's helper thread is idle. It panics if its work ends after the executor; call this last.
+pub async fn settle() {
+    while ASIDE.get() > 0 {
+        ::glommio::timer::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// The executor this thread runs, as a [`Host`].
 #[derive(Clone)]
 pub struct GlommioHost {
@@ -124,13 +150,12 @@ impl Host for GlommioHost {
     }
 
     async fn touch(&self, mut memory: BytesMut) -> BytesMut {
-        ::glommio::executor()
-            .spawn_blocking(move || {
-                memory.resize(memory.capacity(), 0);
-                memory.clear();
-                memory
-            })
-            .await
+        aside(move || {
+            memory.resize(memory.capacity(), 0);
+            memory.clear();
+            memory
+        })
+        .await
     }
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<GlommioFile> {
@@ -186,9 +211,7 @@ impl Host for GlommioHost {
 
     async fn sync_all(&self, path: &Path) -> io::Result<()> {
         let dir = std::fs::File::open(path)?;
-        ::glommio::executor()
-            .spawn_blocking(move || rustix::fs::syncfs(&dir))
-            .await?;
+        aside(move || rustix::fs::syncfs(&dir)).await?;
         Ok(())
     }
 
