@@ -2,7 +2,9 @@
 //! clients as a broker of its own, with its own port: a client then connects straight to the core that owns a partition, as
 //! it connects to a partition's leader anywhere, and its requests cross between cores no more.
 
+use kafka_protocol::messages::BrokerId;
 use millrace_engine::PartitionKey;
+use uuid::Uuid;
 
 use crate::node::View;
 
@@ -83,14 +85,19 @@ impl Endpoints {
         self.list.iter().any(|e| e.id == id)
     }
 
-    /// The broker that clients are told for a node that leads a partition or holds a replica of it.
-    #[must_use]
-    pub fn broker_of(&self, node: i32, view: &View, key: &PartitionKey) -> i32 {
-        if node != self.node_id || self.list.len() == 1 {
-            return node;
-        }
-        let shard = view.placement.get(key).map_or(0, |s| *s as usize);
-        self.list.get(shard).map_or(node, |e| e.id)
+    /// For one partition: the broker that clients are told for a node that leads it or holds a replica of it.
+    pub fn naming<'a>(&'a self, view: &View, topic: Uuid, partition: u32) -> impl Fn(&i32) -> BrokerId + use<'a> {
+        let key = PartitionKey { topic, partition };
+        let core = || {
+            view.placement
+                .get(&key)
+                .and_then(|shard| self.list.get(*shard as usize))
+        };
+        let ours = (self.list.len() > 1)
+            .then(core)
+            .flatten()
+            .map_or(self.node_id, |e| e.id);
+        move |node| BrokerId(if *node == self.node_id { ours } else { *node })
     }
 }
 
@@ -107,12 +114,12 @@ mod tests {
         let mut view = View::default();
         view.placement.insert(key, 1);
         let one = Endpoints::one(3, "h".into(), 9092);
-        assert_eq!(one.broker_of(3, &view, &key), 3);
+        assert_eq!(one.naming(&view, key.topic, 7)(&3), 3);
         let cores = Endpoints::per_core(3, "h", &[9093, 9094]);
         assert_eq!(cores.coordinator().id, 3);
-        assert_eq!(cores.broker_of(3, &view, &key), 100_003);
+        assert_eq!(cores.naming(&view, key.topic, 7)(&3), 100_003);
         assert_eq!(
-            cores.broker_of(4, &view, &key),
+            cores.naming(&view, key.topic, 7)(&4),
             4,
             "another node's leader is not ours to name"
         );

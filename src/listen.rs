@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use millrace_engine::host::Host;
 use millrace_net::listener::{self, Listener};
 use thiserror::Error;
 
@@ -91,8 +92,9 @@ pub async fn everywhere(node: &Rc<Node>, address: SocketAddr) -> Result<String, 
     let shards = node.router.shards();
     let (sockets, bound) = bind(address, shards)?;
     let mut sockets: Vec<Vec<TcpListener>> = sockets.into_iter().map(|s| vec![s]).collect();
-    let (host, port) =
-        split_host(shared.settings.get("advertise")).unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
+    let advertised = split_host(shared.settings.get("advertise"));
+    let mapped = advertised.is_some();
+    let (host, port) = advertised.unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
     let endpoints = if shared.settings.flag("core.endpoints") {
         if let Some(reason) = Endpoints::refuse_ids(shared.node_id, shards) {
             return Err(ListenError::new(bound, reason));
@@ -111,8 +113,7 @@ pub async fn everywhere(node: &Rc<Node>, address: SocketAddr) -> Result<String, 
             };
             let (own, own_bound) = bind(SocketAddr::new(bound.ip(), wanted), 1)?;
             of_shard.extend(own);
-            let advertised = !shared.settings.get("advertise").is_empty();
-            told.push(if advertised { behind(port)? } else { own_bound.port() });
+            told.push(if mapped { behind(port)? } else { own_bound.port() });
         }
         Endpoints::per_core(shared.node_id, &host, &told)
     } else {
@@ -150,7 +151,7 @@ fn spawn_accept(node: &Rc<Node>, listener: Listener, to_core: bool) {
                 Some(Err(error)) => {
                     // Most often too many open files; the next one may do better.
                     tracing::warn!(%error, "a connection could not be accepted");
-                    millrace_engine::host::Host::sleep(&node.host, Duration::from_millis(50)).await;
+                    node.host.sleep(Duration::from_millis(50)).await;
                 }
             }
         }

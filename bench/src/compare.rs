@@ -403,7 +403,7 @@ fn drive(
                 return Ok(());
             }
             // It keeps nothing that could be read.
-            if floor && w.consumers > 0 {
+            if floor && w.consumers + w.backlog_readers > 0 {
                 continue;
             }
             bar.set_message(format!("round {round}: {}, {}", variant.name, w.name));

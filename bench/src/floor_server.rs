@@ -71,18 +71,18 @@ fn serve(mut stream: TcpStream, dir: &Path) -> Outcome<()> {
             }
         }
         if !payloads.is_empty() {
-            if file.is_none() {
-                let file_of = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .custom_flags(O_DIRECT)
-                    .open(&path)?;
-                file = Some(Prewritten::new(file_of)?);
-            }
-            if let Some(file) = &mut file {
-                file.append_durably(&payloads)?;
-            }
+            let file = match &mut file {
+                Some(file) => file,
+                none => none.insert(Prewritten::new(
+                    OpenOptions::new()
+                        .read(true)
+                        .write(true)
+                        .create_new(true)
+                        .custom_flags(O_DIRECT)
+                        .open(&path)?,
+                )?),
+            };
+            file.append_durably(&payloads)?;
             payloads.clear();
         }
         if !answers.is_empty() {

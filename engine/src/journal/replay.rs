@@ -35,6 +35,13 @@ struct Slot {
     bytes: Bytes,
 }
 
+/// Every group header that stands where it says, stale ones of an earlier use of the file included.
+fn headers(slot: &Slot) -> impl Iterator<Item = GroupHeader> {
+    (BLOCK..slot.bytes.len() as u64)
+        .step_by(BLOCK as usize)
+        .filter_map(|at| GroupHeader::decode(&slot.bytes[at as usize..]).filter(|h| h.position.offset == at))
+}
+
 /// Reads the groups that `shard` wrote in `incarnation` at or after `from`.
 ///
 /// # Errors
@@ -54,14 +61,9 @@ pub async fn replay<H: Host>(
     // Every header in every block, in order of position: what later groups say of earlier ones.
     let mut claims: BTreeMap<Position, Position> = BTreeMap::new();
     for slot in &slots {
-        for at in (BLOCK..slot.bytes.len() as u64).step_by(BLOCK as usize) {
-            let Some(header) = GroupHeader::decode(&slot.bytes[at as usize..]) else {
-                continue;
-            };
-            if header.incarnation == incarnation && header.shard == shard && header.position.offset == at {
-                claims.insert(header.position, header.flushed);
-                by_seq.insert(header.position.seq, slot);
-            }
+        for header in headers(slot).filter(|h| h.incarnation == incarnation && h.shard == shard) {
+            claims.insert(header.position, header.flushed);
+            by_seq.insert(header.position.seq, slot);
         }
     }
     // A file in use may hold stale groups of an earlier use behind its newest ones; by_seq then names the file
@@ -139,17 +141,9 @@ pub struct Salvaged {
 pub async fn salvage<H: Host>(host: &H, dir: &Path) -> Result<Salvaged, StorageError> {
     let mut out = Salvaged::default();
     let slots = read_slots(host, dir, "").await?;
-    let headers = |slot: &Slot| -> Vec<GroupHeader> {
-        (BLOCK..slot.bytes.len() as u64)
-            .step_by(BLOCK as usize)
-            .filter_map(|at| {
-                GroupHeader::decode(&slot.bytes[at as usize..]).filter(|header| header.position.offset == at)
-            })
-            .collect()
-    };
     let latest = slots.iter().flat_map(headers).map(|h| h.incarnation).max();
     for slot in &slots {
-        for header in headers(slot).into_iter().filter(|h| Some(h.incarnation) == latest) {
+        for header in headers(slot).filter(|h| Some(h.incarnation) == latest) {
             match read_group(slot, header.position, header.incarnation, header.shard) {
                 Ok(Some((records, _))) => out.records.extend(records),
                 // Groups of an earlier use of the file, written over in part, look the same.

@@ -296,26 +296,21 @@ impl<H: Host> Shard<H> {
     ) -> Result<T, ReadError> {
         // An index begun after a restart lacks the front of its segment. What it has may still be in memory only, so the
         // scan must not go further.
-        let begun_at = partition.in_memory_index(segment.base, |index| index.complete_from);
-        match begun_at {
-            Some(from) if from > BLOCK => {
-                let before = self.scan_index(partition, segment, from).await?;
-                let answer = partition.in_memory_index(segment.base, |index| {
-                    if index.complete_from == from {
-                        index.prepend(before);
-                    }
-                    ask(index)
-                });
-                if let Some(answer) = answer {
-                    return Ok(answer);
+        if let Some(from) = partition.in_memory_index(segment.base, |index| index.complete_from) {
+            let front = match from > BLOCK {
+                true => Some(self.scan_index(partition, segment, from).await?),
+                false => None,
+            };
+            let answer = partition.in_memory_index(segment.base, |index| {
+                if let Some(front) = front.filter(|_| index.complete_from == from) {
+                    index.prepend(front);
                 }
+                ask(index)
+            });
+            // Meanwhile it may have got a file.
+            if let Some(answer) = answer {
+                return Ok(answer);
             }
-            Some(_) => {
-                if let Some(answer) = partition.in_memory_index(segment.base, |index| ask(index)) {
-                    return Ok(answer);
-                }
-            }
-            None => {}
         }
         if let Some(index) = partition.indexes.borrow().get(&segment.base) {
             return Ok(ask(index));

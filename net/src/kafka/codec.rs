@@ -87,8 +87,8 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
     shape::check_header(&frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
     let header = RequestHeader::decode(&mut frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
     let name = format!("{api:?} v{version}");
-    shape::check(api, version, &frame).map_err(|e| malformed(&name, e.to_string()))?;
-    let mut frame = newer::request(api, version, frame).map_err(|e| malformed(&name, e.to_string()))?;
+    let topics = shape::check(api, version, &frame).map_err(|e| malformed(&name, e.to_string()))?;
+    let mut frame = newer::request(frame, &topics);
     let body = RequestKind::decode(api, &mut frame, newer::known(api, version))
         .map_err(|e| malformed(&name, e.to_string()))?;
     // Bytes behind the request are left alone, as a Kafka broker does: librdkafka 2.16 asks for the metadata of all topics

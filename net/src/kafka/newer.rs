@@ -7,11 +7,13 @@
 //!
 //! Source: Kafka's message definitions.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::ApiKey;
 use uuid::Uuid;
 
-use super::shape::{self, ShapeError};
+use super::shape;
 
 /// The version whose bytes the crate reads and writes in place of `version`.
 #[must_use]
@@ -36,27 +38,27 @@ pub fn name_as_id(name: &str) -> Option<Uuid> {
     (name.len() == 32).then(|| Uuid::try_parse(name).ok()).flatten()
 }
 
-/// The body of a request in its [`known`] version.
-///
-/// # Errors
-/// [`ShapeError`] if it does not have its shape.
-pub fn request(api: ApiKey, version: i16, body: Bytes) -> Result<Bytes, ShapeError> {
-    if !matches!((api, version), (ApiKey::OffsetCommit | ApiKey::OffsetFetch, 10)) {
-        return Ok(body);
+/// The body of a request in its [`known`] version; `topics` are the places of topic ids that [`shape::check`] found.
+#[must_use]
+pub fn request(body: Bytes, topics: &[Range<usize>]) -> Bytes {
+    if topics.is_empty() {
+        return body;
     }
     let mut out = BytesMut::with_capacity(body.len() * 2);
     let mut done = 0;
-    for at in shape::topic_ids(api, version, &body)? {
+    for at in topics {
         out.extend_from_slice(&body[done..at.start]);
-        let id = Uuid::from_slice(&body[at.clone()]).map_err(|_| ShapeError::Short)?;
-        let name = id_as_name(id);
+        let id = body[at.clone()]
+            .try_into()
+            .expect("an id has 16 bytes: its shape was checked");
+        let name = id_as_name(Uuid::from_bytes(id));
         // A compact string: its length and one.
         out.put_u8(name.len() as u8 + 1);
         out.extend_from_slice(name.as_bytes());
         done = at.end;
     }
     out.extend_from_slice(&body[done..]);
-    Ok(out.freeze())
+    out.freeze()
 }
 
 /// The body of a response in `version` from that in its [`known`] version.
@@ -105,7 +107,12 @@ mod tests {
         protocol::{Decodable, Encodable, StrBytes},
     };
 
-    use super::*;
+    use super::{super::shape::ShapeError, *};
+
+    fn checked(body: Bytes) -> Result<Bytes, ShapeError> {
+        let topics = shape::check(ApiKey::OffsetCommit, 10, &body)?;
+        Ok(request(body, &topics))
+    }
 
     fn name(id: Uuid) -> TopicName {
         TopicName(StrBytes::from_string(id_as_name(id)))
@@ -133,13 +140,13 @@ mod tests {
             let at = new.windows(32).position(|w| w == text.as_bytes()).expect("it is there");
             new.splice(at - 1..at + 32, *id.as_bytes());
         }
-        let back = request(ApiKey::OffsetCommit, 10, Bytes::from(new.clone())).expect("it has its shape");
+        let back = checked(Bytes::from(new.clone())).expect("it has its shape");
         assert_eq!(
             OffsetCommitRequest::decode(&mut back.clone(), 9).expect("decodes"),
             commit
         );
         for len in 0..new.len() {
-            assert!(request(ApiKey::OffsetCommit, 10, Bytes::copy_from_slice(&new[..len])).is_err());
+            assert!(checked(Bytes::copy_from_slice(&new[..len])).is_err());
         }
 
         let fetched = OffsetFetchResponse::default().with_groups(vec![

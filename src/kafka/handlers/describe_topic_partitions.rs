@@ -12,7 +12,6 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use millrace_engine::PartitionKey;
 
 use crate::{
     kafka::topics::OPERATIONS_UNKNOWN,
@@ -66,17 +65,13 @@ pub fn handle(node: &Rc<Node>, request: &DescribeTopicPartitionsRequest) -> Desc
             .skip(first)
             .take(room)
             .map(|(index, p)| {
-                let key = PartitionKey {
-                    topic: image.id,
-                    partition: index as u32,
-                };
-                let broker = |node: &i32| endpoints.broker_of(*node, &view, &key).into();
+                let broker = endpoints.naming(&view, image.id, index as u32);
                 DescribeTopicPartitionsResponsePartition::default()
                     .with_partition_index(index as i32)
                     .with_leader_id(broker(&p.leader))
                     .with_leader_epoch(p.leader_epoch)
-                    .with_replica_nodes(p.replicas.iter().map(broker).collect())
-                    .with_isr_nodes(p.isr.iter().map(broker).collect())
+                    .with_replica_nodes(p.replicas.iter().map(&broker).collect())
+                    .with_isr_nodes(p.isr.iter().map(&broker).collect())
                     .with_eligible_leader_replicas(Some(Vec::new()))
                     .with_last_known_elr(Some(Vec::new()))
             })

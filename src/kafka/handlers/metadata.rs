@@ -16,7 +16,6 @@ use millrace_cluster::{
     controller::{ControllerError, topics},
     metadata::TopicImage,
 };
-use millrace_engine::PartitionKey;
 use uuid::Uuid;
 
 use crate::{
@@ -123,16 +122,12 @@ fn describe(view: &View, endpoints: &Endpoints, image: &TopicImage, version: i16
         .iter()
         .enumerate()
         .map(|(index, p)| {
-            let key = PartitionKey {
-                topic: image.id,
-                partition: index as u32,
-            };
-            let broker = |node: &i32| endpoints.broker_of(*node, view, &key).into();
+            let broker = endpoints.naming(view, image.id, index as u32);
             let mut partition = MetadataResponsePartition::default()
                 .with_partition_index(index as i32)
                 .with_leader_id(broker(&p.leader))
-                .with_replica_nodes(p.replicas.iter().map(broker).collect())
-                .with_isr_nodes(p.isr.iter().map(broker).collect());
+                .with_replica_nodes(p.replicas.iter().map(&broker).collect())
+                .with_isr_nodes(p.isr.iter().map(&broker).collect());
             if version >= 7 {
                 partition.leader_epoch = p.leader_epoch;
             }

@@ -24,12 +24,7 @@ impl Coordinator {
         self.arm(&id);
     }
 
-    pub(super) fn join_inner(
-        &mut self,
-        reply: ReplyId,
-        join: Join,
-        now: i64,
-    ) -> Result<(), (GroupError, Option<String>)> {
+    fn join_inner(&mut self, reply: ReplyId, join: Join, now: i64) -> Result<(), (GroupError, Option<String>)> {
         let refuse = |error| Err((error, None));
         if join.group.is_empty() {
             return refuse(GroupError::InvalidGroupId);
@@ -82,12 +77,7 @@ impl Coordinator {
         Ok(())
     }
 
-    pub(super) fn join_as_new(
-        &mut self,
-        reply: ReplyId,
-        join: Join,
-        now: i64,
-    ) -> Result<(), (GroupError, Option<String>)> {
+    fn join_as_new(&mut self, reply: ReplyId, join: Join, now: i64) -> Result<(), (GroupError, Option<String>)> {
         let Some(group) = self.groups.get_mut(&join.group) else {
             return Err((GroupError::GroupNotFound, None));
         };
@@ -110,7 +100,7 @@ impl Coordinator {
         Ok(())
     }
 
-    pub(super) fn add_member(&mut self, reply: ReplyId, join: Join, id: String, now: i64) {
+    fn add_member(&mut self, reply: ReplyId, join: Join, id: String, now: i64) {
         let Some(group) = self.groups.get_mut(&join.group) else {
             return;
         };
@@ -144,7 +134,7 @@ impl Coordinator {
     }
 
     /// A static member is back under a new member id (KIP-345). If nothing it says has changed, the group goes on.
-    pub(super) fn replace_static(&mut self, reply: ReplyId, join: Join, old_id: &str, new_id: String, now: i64) {
+    fn replace_static(&mut self, reply: ReplyId, join: Join, old_id: &str, new_id: String, now: i64) {
         let id = join.group.clone();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(mut member) = group.members.remove(old_id) else {
@@ -192,7 +182,7 @@ impl Coordinator {
         self.prepare_rebalance(&id, now);
     }
 
-    pub(super) fn rejoin(&mut self, reply: ReplyId, join: Join, now: i64) {
+    fn rejoin(&mut self, reply: ReplyId, join: Join, now: i64) {
         let id = join.group.clone();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let is_leader = group.leader.as_deref() == Some(join.member_id.as_str());
@@ -226,7 +216,7 @@ impl Coordinator {
         self.prepare_rebalance(&id, now);
     }
 
-    pub(super) fn prepare_rebalance(&mut self, id: &str, now: i64) {
+    fn prepare_rebalance(&mut self, id: &str, now: i64) {
         let delay = self.config.initial_rebalance_delay_ms;
         let Some(group) = self.groups.get_mut(id) else { return };
         match group.state {
@@ -333,7 +323,7 @@ impl Coordinator {
         self.arm(id);
     }
 
-    pub(super) fn sync_inner(
+    fn sync_inner(
         &mut self,
         reply: ReplyId,
         id: &str,

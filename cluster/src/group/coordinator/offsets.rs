@@ -137,26 +137,7 @@ impl Coordinator {
     /// Forgets offsets of a topic that was deleted.
     pub fn topic_deleted(&mut self, topic: &str) {
         for group in self.groups.values_mut() {
-            let gone: Vec<i32> = group
-                .offsets
-                .iter()
-                .filter(|(t, _, _)| *t == topic)
-                .map(|(_, p, _)| p)
-                .collect();
-            if gone.is_empty() {
-                continue;
-            }
-            let records = gone
-                .into_iter()
-                .map(|p| {
-                    group.offsets.remove(topic, p);
-                    (records::offset_key(&group.id, topic, p), None)
-                })
-                .collect();
-            self.outputs.push_back(Output::Persist {
-                group: group.id.clone(),
-                records,
-            });
+            self.outputs.extend(forget(group, |t, _| t == topic));
         }
     }
 
@@ -175,35 +156,18 @@ impl Coordinator {
                 },
                 _ => continue,
             };
-            let expired: Vec<(String, i32)> = group
-                .offsets
-                .iter()
-                .filter(|(topic, _, c)| {
-                    if subscribed.as_ref().is_some_and(|s| s.contains(*topic)) {
-                        return false;
-                    }
-                    let since = if standalone || subscribed.is_some() {
-                        c.commit_ms
-                    } else {
-                        c.commit_ms.max(group.state_since)
-                    };
-                    now - since >= retention
-                })
-                .map(|(t, p, _)| (t.to_owned(), p))
-                .collect();
-            if !expired.is_empty() {
-                let records = expired
-                    .iter()
-                    .map(|(topic, p)| {
-                        group.offsets.remove(topic, *p);
-                        (records::offset_key(&group.id, topic, *p), None)
-                    })
-                    .collect();
-                self.outputs.push_back(Output::Persist {
-                    group: group.id.clone(),
-                    records,
-                });
-            }
+            let state_since = group.state_since;
+            self.outputs.extend(forget(group, |topic, committed| {
+                if subscribed.as_ref().is_some_and(|s| s.contains(topic)) {
+                    return false;
+                }
+                let since = if standalone || subscribed.is_some() {
+                    committed.commit_ms
+                } else {
+                    committed.commit_ms.max(state_since)
+                };
+                now - since >= retention
+            }));
             if subscribed.is_none() && group.offsets.is_empty() && now - group.state_since >= retention.min(60_000) {
                 empty.push(group.id.clone());
             }
@@ -212,4 +176,26 @@ impl Coordinator {
             self.remove_group(&id);
         }
     }
+}
+
+/// Takes offsets out of a group; says so to the log if there were any.
+fn forget(group: &mut Group, gone: impl Fn(&str, &Committed) -> bool) -> Option<Output> {
+    let gone: Vec<(String, i32)> = group
+        .offsets
+        .iter()
+        .filter(|(topic, _, committed)| gone(topic, committed))
+        .map(|(topic, partition, _)| (topic.to_owned(), partition))
+        .collect();
+    if gone.is_empty() {
+        return None;
+    }
+    let tombstone = |(topic, partition): (String, i32)| {
+        group.offsets.remove(&topic, partition);
+        (records::offset_key(&group.id, &topic, partition), None)
+    };
+    let records = gone.into_iter().map(tombstone).collect();
+    Some(Output::Persist {
+        group: group.id.clone(),
+        records,
+    })
 }
