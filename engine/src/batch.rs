@@ -34,6 +34,10 @@ pub enum RecordKind {
     Extent = 2,
     /// The partition's log now starts at `base_offset`.
     LogStart = 3,
+    /// The partition's log now ends at `base_offset`; the segment that holds what is before it ends at `segment_position`.
+    Truncate = 4,
+    /// The partition's log is empty and goes on at `base_offset`.
+    Restart = 5,
 }
 
 /// How the payload is to be read.
@@ -154,6 +158,30 @@ impl BatchHeader {
         }
     }
 
+    /// A record of the journal that is no batch.
+    #[must_use]
+    pub fn marker(kind: RecordKind, key: PartitionKey, offset: Offset) -> Self {
+        Self {
+            kind,
+            format: PayloadFormat::Metadata,
+            key,
+            base_offset: offset,
+            last_offset: offset,
+            leader_epoch: 0,
+            record_count: 0,
+            attributes: 0,
+            base_timestamp: 0,
+            max_timestamp: 0,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            payload_len: 0,
+            payload_crc: 0,
+            segment_base: 0,
+            segment_position: 0,
+        }
+    }
+
     /// Bytes that header and payload take in a segment.
     #[must_use]
     pub fn stored_len(&self) -> u64 {
@@ -165,7 +193,7 @@ impl BatchHeader {
     pub fn journal_len(&self) -> u64 {
         match self.kind {
             RecordKind::Batch => self.stored_len(),
-            RecordKind::Extent | RecordKind::LogStart => HEADER_LEN as u64,
+            RecordKind::Extent | RecordKind::LogStart | RecordKind::Truncate | RecordKind::Restart => HEADER_LEN as u64,
         }
     }
 
@@ -232,6 +260,8 @@ impl BatchHeader {
                 1 => RecordKind::Batch,
                 2 => RecordKind::Extent,
                 3 => RecordKind::LogStart,
+                4 => RecordKind::Truncate,
+                5 => RecordKind::Restart,
                 _ => return Err(HeaderError::Damaged),
             },
             format: match raw.format {

@@ -68,6 +68,22 @@ impl<T> PagedDeque<T> {
         value
     }
 
+    /// The newest.
+    #[must_use]
+    pub fn back(&self) -> Option<&T> {
+        self.pages.back()?.back()
+    }
+
+    /// Takes the newest.
+    pub fn pop_back(&mut self) -> Option<T> {
+        let last = self.pages.back_mut()?;
+        let value = last.pop_back();
+        if last.is_empty() {
+            self.pages.pop_back();
+        }
+        value
+    }
+
     /// The page and the place in it of the `index`-th.
     fn locate(&self, index: usize) -> (usize, usize) {
         let first = self.pages.front().map_or(0, VecDeque::len);
@@ -106,7 +122,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_a_deque(steps in prop::collection::vec((0_u8..4, 0_usize..200), 0..60)) {
+        fn behaves_as_a_deque(steps in prop::collection::vec((0_u8..5, 0_usize..200), 0..60)) {
             let mut model = VecDeque::new();
             let mut paged = PagedDeque::default();
             let mut next = 0;
@@ -114,6 +130,9 @@ mod tests {
                 for _ in 0..count {
                     if kind == 0 {
                         prop_assert_eq!(paged.pop_front(), model.pop_front());
+                    } else if kind == 1 {
+                        prop_assert_eq!(paged.back(), model.back());
+                        prop_assert_eq!(paged.pop_back(), model.pop_back());
                     } else {
                         paged.push_back(next);
                         model.push_back(next);

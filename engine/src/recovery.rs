@@ -16,6 +16,7 @@
 //! | extent, first offset = log end | – | taken in: its payload was flushed before the record |
 //! | batch or extent, first offset beyond the log end | – | corruption: an acknowledged batch is missing |
 //! | log start | – | the log start moves, never back |
+//! | truncate, restart | – | the log is cut; batches read before that and cut are not written |
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -28,7 +29,7 @@ use crate::{
         Position,
         replay::{self, Replay},
     },
-    log::LogState,
+    log::{Cut, LogState},
     segment::{self, FileCache, Missing, segment_path},
     shard::ShardConfig,
     sync::concurrently,
@@ -118,7 +119,11 @@ async fn apply<H: Host>(
 ) -> Result<(), StorageError> {
     let now = host.now_ms();
     let mut to_write: BTreeMap<PartitionKey, Vec<Batch>> = BTreeMap::new();
-    for record in journal.records {
+    let last_cut: BTreeMap<PartitionKey, usize> = (journal.records.iter().enumerate())
+        .filter(|(_, r)| Cut::of(&r.header).is_some())
+        .map(|(at, r)| (r.header.key, at))
+        .collect();
+    for (at, record) in journal.records.into_iter().enumerate() {
         let key = record.header.key;
         let log = logs.entry(key).or_insert_with(|| LogState::new(key));
         if record.header.kind == RecordKind::LogStart {
@@ -127,10 +132,24 @@ async fn apply<H: Host>(
             }
             continue;
         }
+        if let Some(cut) = Cut::of(&record.header) {
+            // A checkpoint may say less than was there when the cut was made.
+            if cut.log_end() <= log.log_end() || matches!(cut, Cut::Restart { .. }) {
+                log.cut(&cut, now);
+                if let Some(batches) = to_write.get_mut(&key) {
+                    batches.retain(|b| b.header.base_offset < cut.log_end() && !matches!(cut, Cut::Restart { .. }));
+                }
+            }
+            continue;
+        }
         if record.header.last_offset < log.log_end() {
             continue;
         }
         if record.header.base_offset != log.log_end() {
+            // What a cut further on takes away need not fit what a later checkpoint says.
+            if last_cut.get(&key).is_some_and(|cut| at < *cut) {
+                continue;
+            }
             return Err(StorageError::Corrupt {
                 path: segment_path(logs_dir, &key, record.header.segment_base),
                 position: record.header.segment_position,
@@ -142,6 +161,7 @@ async fn apply<H: Host>(
             });
         }
         log.apply(&record.header, now);
+        log.advance_durable_end(record.header.last_offset + 1);
         log.advance_high_watermark(record.header.last_offset + 1);
         *replayed += 1;
         if record.header.kind == RecordKind::Batch {
@@ -154,6 +174,9 @@ async fn apply<H: Host>(
             batches.retain(|b| log.segments().iter().any(|s| s.base == b.header.segment_base));
         }
     }
+    for key in last_cut.keys() {
+        remove_cut_segments(host, logs_dir, &logs[key])?;
+    }
     let written = concurrently(
         PARTITIONS_AT_ONCE,
         to_write
@@ -165,20 +188,33 @@ async fn apply<H: Host>(
 }
 
 fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
-    for path in [
-        segment_path(logs_dir, &key, base),
-        segment::index_path(logs_dir, &key, base),
-    ] {
-        match host.remove_file(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StorageError::Io {
-                    operation: "remove",
-                    path,
-                    source,
-                });
-            }
-            _ => {}
+    remove_if_there(host, &segment_path(logs_dir, &key, base))?;
+    remove_index(host, logs_dir, key, base)
+}
+
+fn remove_index<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
+    remove_if_there(host, &segment::index_path(logs_dir, &key, base))
+}
+
+fn remove_if_there<H: Host>(host: &H, path: &Path) -> Result<(), StorageError> {
+    match host.remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StorageError::io("remove", path)(source)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes segments that a cut left without anything; a crash may have come before they were removed.
+fn remove_cut_segments<H: Host>(host: &H, logs_dir: &Path, log: &LogState) -> Result<(), StorageError> {
+    let dir = segment::partition_dir(logs_dir, &log.key);
+    for name in host.list(&dir).map_err(StorageError::io("list", &dir))? {
+        let base = name.strip_suffix(".segment").and_then(|b| b.parse::<i64>().ok());
+        if let Some(base) = base.filter(|b| log.segments().iter().all(|s| s.base != *b)) {
+            remove_segment(host, logs_dir, log.key, base)?;
         }
+    }
+    // What was indexed may be what was cut.
+    for segment in log.segments() {
+        remove_index(host, logs_dir, log.key, segment.base)?;
     }
     Ok(())
 }

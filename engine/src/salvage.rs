@@ -111,8 +111,11 @@ impl<H: Host> Salvage<H> {
                     }
                 }
                 RecordKind::LogStart => salvage.start_at(header.key, header.base_offset),
+                RecordKind::Restart => salvage.start_at(header.key, header.base_offset),
                 // Its payload is in the segment.
                 RecordKind::Extent => {}
+                // Where two batches claim an offset, the later leader epoch is believed.
+                RecordKind::Truncate => {}
             }
         }
         salvage.list_folders()?;

@@ -6,14 +6,14 @@ use std::{
     rc::Rc,
 };
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     batch::Batch,
     error::StorageError,
     host::{Host, HostFile, OpenMode, SharedFile},
     layout::{BLOCK, FileHeader, FileKind},
-    sync::Budget,
+    sync::{Budget, WaitList},
     types::{Offset, PartitionKey, align_up},
 };
 
@@ -69,6 +69,11 @@ pub struct FileCache<H: Host> {
     logs: PathBuf,
     limit: usize,
     open: RefCell<FxHashMap<(PartitionKey, Offset), OpenFile<H>>>,
+    /// Being opened or made: others who want them wait, or they would write to a file whose name is not durable yet.
+    opening: RefCell<FxHashSet<(PartitionKey, Offset)>>,
+    opened: WaitList,
+    /// Made, and their names not known to be durable.
+    unsynced: RefCell<FxHashSet<(PartitionKey, Offset)>>,
     clock: std::cell::Cell<u64>,
 }
 
@@ -81,6 +86,9 @@ impl<H: Host> FileCache<H> {
             logs,
             limit: limit.max(1),
             open: RefCell::default(),
+            opening: RefCell::default(),
+            opened: WaitList::default(),
+            unsynced: RefCell::default(),
             clock: std::cell::Cell::new(0),
         }
     }
@@ -98,19 +106,37 @@ impl<H: Host> FileCache<H> {
     pub async fn get(&self, key: PartitionKey, base: Offset, missing: Missing) -> Result<SharedFile<H>, StorageError> {
         let now = self.clock.get() + 1;
         self.clock.set(now);
-        if let Some((file, used)) = self.open.borrow_mut().get_mut(&(key, base)) {
+        self.opened
+            .wait(|| (!self.opening.borrow().contains(&(key, base))).then_some(()))
+            .await;
+        let known = self.open.borrow_mut().get_mut(&(key, base)).map(|(file, used)| {
             *used = now;
+            Rc::clone(file)
+        });
+        let sync = missing == Missing::Make && self.unsynced.borrow().contains(&(key, base));
+        if let Some(file) = known.as_ref().filter(|_| !sync) {
             return Ok(Rc::clone(file));
         }
-        let path = segment_path(&self.logs, &key, base);
-        let file = match self.host.open(&path, OpenMode::Existing).await {
-            Ok(file) => file,
-            Err(e) if missing != Missing::Refuse && e.kind() == std::io::ErrorKind::NotFound => {
-                self.create(key, &path, missing == Missing::Make).await?
-            }
-            Err(e) => return Err(StorageError::io("open", &path)(e)),
+        self.opening.borrow_mut().insert((key, base));
+        let _turn = Turn {
+            files: self,
+            of: (key, base),
         };
-        let file = Rc::new(file);
+        let path = segment_path(&self.logs, &key, base);
+        let file = match known {
+            Some(file) => file,
+            None => match self.host.open(&path, OpenMode::Existing).await {
+                Ok(file) => Rc::new(file),
+                Err(e) if missing != Missing::Refuse && e.kind() == std::io::ErrorKind::NotFound => {
+                    Rc::new(self.create(key, base, &path).await?)
+                }
+                Err(e) => return Err(StorageError::io("open", &path)(e)),
+            },
+        };
+        if missing == Missing::Make && self.unsynced.borrow().contains(&(key, base)) {
+            self.sync_name(key).await?;
+            self.unsynced.borrow_mut().remove(&(key, base));
+        }
         let mut open = self.open.borrow_mut();
         if open.len() >= self.limit
             && let Some(oldest) = open.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| *k)
@@ -121,38 +147,48 @@ impl<H: Host> FileCache<H> {
         Ok(file)
     }
 
-    async fn create(&self, key: PartitionKey, path: &Path, sync: bool) -> Result<H::File, StorageError> {
+    async fn create(&self, key: PartitionKey, base: Offset, path: &Path) -> Result<H::File, StorageError> {
         let dir = partition_dir(&self.logs, &key);
-        let topic = topic_dir(&self.logs, &key);
-        let new_dir = self.host.list(&dir).map_err(StorageError::io("list", &dir))?.is_empty();
         self.host.create_dir(&dir).map_err(StorageError::io("create", &dir))?;
-        let file = self
-            .host
+        self.unsynced.borrow_mut().insert((key, base));
+        self.host
             .open(path, OpenMode::Create)
             .await
-            .map_err(StorageError::io("create", path))?;
-        if !sync {
-            return Ok(file);
-        }
+            .map_err(StorageError::io("create", path))
+    }
+
+    /// Makes the names in a partition's folder durable, and that of the folder while it may be new.
+    async fn sync_name(&self, key: PartitionKey) -> Result<(), StorageError> {
+        let dir = partition_dir(&self.logs, &key);
+        let names = self.host.list(&dir).map_err(StorageError::io("list", &dir))?;
         self.host.sync_dir(&dir).await.map_err(StorageError::io("sync", &dir))?;
-        if new_dir {
-            self.host
-                .sync_dir(&topic)
-                .await
-                .map_err(StorageError::io("sync", &topic))?;
-            self.host
-                .sync_dir(&self.logs)
-                .await
-                .map_err(StorageError::io("sync", &self.logs))?;
+        if names.len() > 1 {
+            return Ok(());
         }
-        Ok(file)
+        for dir in [&topic_dir(&self.logs, &key), &self.logs] {
+            self.host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))?;
+        }
+        Ok(())
     }
 
     /// Closes what is open of a partition, or one segment of it.
     pub fn forget(&self, key: PartitionKey, base: Option<Offset>) {
-        self.open
-            .borrow_mut()
-            .retain(|(k, b), _| *k != key || base.is_some_and(|base| base != *b));
+        let stays = |(k, b): &(PartitionKey, Offset)| *k != key || base.is_some_and(|base| base != *b);
+        self.open.borrow_mut().retain(|of, _| stays(of));
+        self.unsynced.borrow_mut().retain(stays);
+    }
+}
+
+/// Ends the wait of others for a file, however its opening ends.
+struct Turn<'a, H: Host> {
+    files: &'a FileCache<H>,
+    of: (PartitionKey, Offset),
+}
+
+impl<H: Host> Drop for Turn<'_, H> {
+    fn drop(&mut self) {
+        self.files.opening.borrow_mut().remove(&self.of);
+        self.files.opened.wake_all();
     }
 }
 

@@ -165,7 +165,12 @@ fn log() -> (LogState, Vec<BatchHeader>) {
     let mut headers = Vec::new();
     for n in 0..8 {
         let mut header = header(n);
-        state.assign(&mut header, 4 + i32::from(n > 5), &config, 1_700_000_000_000, false);
+        header.leader_epoch = 4 + i32::from(n > 5);
+        // Five of them are the producer's.
+        if n < 3 {
+            header.producer_id = -1;
+        }
+        state.assign(&mut header, &config, 1_700_000_000_000, false);
         headers.push(header);
     }
     (state, headers)

@@ -9,4 +9,4 @@ pub mod state;
 
 pub use epoch_cache::EpochCache;
 pub use producer_state::{ProducerStates, SequenceCheck};
-pub use state::{LogConfig, LogState, SegmentMeta};
+pub use state::{Cut, LogConfig, LogState, SegmentMeta};

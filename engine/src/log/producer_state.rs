@@ -11,8 +11,10 @@ use crate::{
     types::{Offset, ProducerEpoch, ProducerId},
 };
 
-/// Batches remembered per producer: the most that a client may have in flight with idempotence on.
-pub const WINDOW: usize = 5;
+/// Batches that a client may have in flight with idempotence on.
+pub const IN_FLIGHT: usize = 5;
+/// Batches remembered per producer: those in flight, which a cut of the log may take away, and as many before them.
+pub const WINDOW: usize = 2 * IN_FLIGHT;
 
 /// Producers remembered per partition; above it the one idle longest is forgotten, as if it had expired.
 pub const PRODUCERS_MAX: usize = 100_000;
@@ -162,6 +164,15 @@ impl ProducerStates {
         }
     }
 
+    /// Forgets what was written at or after `log_end`. A producer of whom nothing is left is forgotten.
+    pub fn truncate(&mut self, log_end: Offset) {
+        self.entries.retain(|_, entry| {
+            let before = entry.window.len();
+            entry.window.retain(|b| b.first_offset < log_end);
+            before == entry.window.len() || !entry.window.is_empty()
+        });
+    }
+
     /// Forgets producers that last wrote before `before_ms`.
     pub fn expire(&mut self, before_ms: i64) {
         self.entries.retain(|_, e| e.last_written_ms >= before_ms);
@@ -238,18 +249,18 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_five_batches_and_wraps() {
+    fn the_window_is_ten_batches_and_wraps() {
         let mut states = ProducerStates::default();
         let mut sequence = i32::MAX - 3;
         let mut seen = Vec::new();
-        for i in 0..8 {
+        for i in 0..13 {
             let h = header(0, sequence, 1, i);
             assert_eq!(states.check(&h).expect("in order"), SequenceCheck::New);
             states.note(&h, 0);
             seen.push(h);
             sequence = add_sequence(sequence, 1);
         }
-        assert_eq!(sequence, 4);
+        assert_eq!(sequence, 9);
         for h in &seen[3..] {
             assert!(matches!(
                 states.check(h),
@@ -259,6 +270,24 @@ mod tests {
         assert!(matches!(
             states.check(&seen[2]),
             Err(AppendError::OutOfOrderSequence { .. })
+        ));
+    }
+
+    #[test]
+    fn a_cut_leaves_what_the_retries_of_all_in_flight_need() {
+        let mut states = ProducerStates::default();
+        for i in 0..20 {
+            states.note(&header(0, i, 1, i64::from(i)), 0);
+        }
+        states.truncate(15);
+        assert!(matches!(
+            states.check(&header(0, 14, 1, 0)),
+            Ok(SequenceCheck::Duplicate { base_offset: 14, .. })
+        ));
+        assert!(matches!(states.check(&header(0, 15, 1, 0)), Ok(SequenceCheck::New)));
+        assert!(matches!(
+            states.check(&header(0, 16, 1, 0)),
+            Err(AppendError::OutOfOrderSequence { expected: 15, .. })
         ));
     }
 

@@ -1,10 +1,10 @@
 //! Offsets and places: what a log decides, without doing it.
 
 use crate::{
-    batch::BatchHeader,
+    batch::{BatchHeader, RecordKind},
     layout::BLOCK,
     log::{EpochCache, ProducerStates},
-    types::{LeaderEpoch, Offset, PartitionKey, align_up},
+    types::{Offset, PartitionKey, align_up},
 };
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -53,9 +53,75 @@ pub struct SegmentMeta {
     pub created_ms: i64,
 }
 
+/// Where a log is cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    /// What stands at or behind `to` goes.
+    Truncate {
+        /// The new log end, where a batch begins.
+        to: Offset,
+        /// The segment that holds what stands before it, as it is then; `None` if nothing does.
+        last: Option<SegmentMeta>,
+    },
+    /// Everything goes; the log goes on at `at`.
+    Restart {
+        /// The new log start and end.
+        at: Offset,
+    },
+}
+
+impl Cut {
+    /// The log end after it.
+    #[must_use]
+    pub fn log_end(&self) -> Offset {
+        match *self {
+            Self::Truncate { to, .. } => to,
+            Self::Restart { at } => at,
+        }
+    }
+
+    /// The journal's record of it.
+    #[must_use]
+    pub fn header(&self, key: PartitionKey) -> BatchHeader {
+        match *self {
+            Self::Restart { at } => BatchHeader::marker(RecordKind::Restart, key, at),
+            Self::Truncate { to, last } => {
+                let mut header = BatchHeader::marker(RecordKind::Truncate, key, to);
+                if let Some(last) = last {
+                    header.segment_base = last.base;
+                    header.segment_position = last.end;
+                    header.max_timestamp = last.max_timestamp;
+                    header.last_offset = last.max_timestamp_offset;
+                    header.base_timestamp = last.created_ms;
+                }
+                header
+            }
+        }
+    }
+
+    /// What a journal's record says, if it is of this kind.
+    #[must_use]
+    pub fn of(header: &BatchHeader) -> Option<Self> {
+        match header.kind {
+            RecordKind::Restart => Some(Self::Restart { at: header.base_offset }),
+            RecordKind::Truncate => Some(Self::Truncate {
+                to: header.base_offset,
+                last: (header.segment_position > 0).then_some(SegmentMeta {
+                    base: header.segment_base,
+                    end: header.segment_position,
+                    max_timestamp: header.max_timestamp,
+                    max_timestamp_offset: header.last_offset,
+                    created_ms: header.base_timestamp,
+                }),
+            }),
+            RecordKind::Batch | RecordKind::Extent | RecordKind::LogStart => None,
+        }
+    }
+}
+
 /// One partition's log.
 ///
-/// Invariants: `log_start ≤ high_watermark ≤ log_end`; segments are ordered by base, the last is the one
+/// Invariants: `log_start ≤ high_watermark ≤ durable_end ≤ log_end`; segments are ordered by base, the last is the one
 /// appended to; the first segment's base is at or below `log_start`.
 #[derive(Clone, Debug)]
 pub struct LogState {
@@ -63,6 +129,7 @@ pub struct LogState {
     pub key: PartitionKey,
     log_start: Offset,
     high_watermark: Offset,
+    durable_end: Offset,
     log_end: Offset,
     /// Leaderships.
     pub epochs: EpochCache,
@@ -92,6 +159,7 @@ impl LogState {
             key,
             log_start,
             high_watermark: log_end,
+            durable_end: log_end,
             log_end,
             epochs,
             producers,
@@ -103,11 +171,14 @@ impl LogState {
 
     fn assert_order(&self) {
         assert!(
-            self.log_start <= self.high_watermark && self.high_watermark <= self.log_end,
-            "{}: log start {} ≤ high watermark {} ≤ log end {} does not hold",
+            self.log_start <= self.high_watermark
+                && self.high_watermark <= self.durable_end
+                && self.durable_end <= self.log_end,
+            "{}: log start {} ≤ high watermark {} ≤ durable end {} ≤ log end {} does not hold",
             self.key,
             self.log_start,
             self.high_watermark,
+            self.durable_end,
             self.log_end
         );
     }
@@ -118,7 +189,14 @@ impl LogState {
         self.log_start
     }
 
-    /// Offset behind the last one that consumers may see: all below are as durable as the flush policy asks.
+    /// Offset behind the last one that is as durable here as the flush policy asks.
+    #[must_use]
+    pub fn durable_end(&self) -> Offset {
+        self.durable_end
+    }
+
+    /// Offset behind the last one that consumers may see: all below are as durable as the flush policy asks, on every
+    /// replica in sync.
     #[must_use]
     pub fn high_watermark(&self) -> Offset {
         self.high_watermark
@@ -142,19 +220,11 @@ impl LogState {
         self.segments.iter().map(|s| s.end).sum()
     }
 
-    /// Gives a batch its offsets, its epoch and its place, rolling the segment if it is due. `direct` batches
+    /// Gives a batch its offsets and its place, rolling the segment if it is due. `direct` batches
     /// begin on a block of their own and leave the rest of their last one unused. Returns whether a new segment began.
-    pub fn assign(
-        &mut self,
-        header: &mut BatchHeader,
-        epoch: LeaderEpoch,
-        config: &LogConfig,
-        now_ms: i64,
-        direct: bool,
-    ) -> bool {
+    pub fn assign(&mut self, header: &mut BatchHeader, config: &LogConfig, now_ms: i64, direct: bool) -> bool {
         header.last_offset += self.log_end - header.base_offset;
         header.base_offset = self.log_end;
-        header.leader_epoch = epoch;
         let need = header.stored_len();
         let rolled = self.segments.last().is_none_or(|s| {
             s.end > BLOCK
@@ -224,6 +294,50 @@ impl LogState {
         if let Some(segment) = self.segments.last_mut() {
             segment.end = align_up(segment.end, BLOCK);
         }
+    }
+
+    /// Moves the durable end; it never goes back but by a cut.
+    pub fn advance_durable_end(&mut self, to: Offset) {
+        // Batches that were cut while they were being written are durable for nothing.
+        self.durable_end = to.min(self.log_end).max(self.durable_end);
+    }
+
+    /// What the replicas agree on is not known any more: after a restart a replica waits to be told.
+    pub fn forget_high_watermark(&mut self) {
+        self.high_watermark = self.log_start;
+    }
+
+    /// Cuts the log, and returns the segments that hold nothing any more. What follows begins in a segment of its own.
+    pub fn cut(&mut self, cut: &Cut, now_ms: i64) -> Vec<SegmentMeta> {
+        let end = cut.log_end();
+        let keep = match cut {
+            Cut::Truncate { to, .. } => self.segments.partition_point(|s| s.base < *to),
+            Cut::Restart { .. } => 0,
+        };
+        let gone = self.segments.split_off(keep);
+        self.log_end = end;
+        self.durable_end = self.durable_end.min(end);
+        self.high_watermark = self.high_watermark.min(end);
+        self.log_start = self.log_start.min(end);
+        match cut {
+            Cut::Truncate { to, last } => {
+                if let (Some(mine), Some(last)) = (self.segments.last_mut(), last)
+                    && mine.base == last.base
+                {
+                    *mine = *last;
+                }
+                self.epochs.trim_end(*to);
+                self.producers.truncate(*to);
+                self.roll(now_ms);
+            }
+            Cut::Restart { at } => {
+                self.epochs = EpochCache::default();
+                self.producers = ProducerStates::default();
+                (self.log_start, self.high_watermark, self.durable_end) = (*at, *at, *at);
+            }
+        }
+        self.assert_order();
+        gone
     }
 
     /// Moves the high watermark; it never goes back.

@@ -53,12 +53,13 @@ impl<H: Host> Shard<H> {
     ) -> Result<Appended, AppendError> {
         let headers = batches
             .into_iter()
-            .map(|(info, payload)| Batch {
-                header: BatchHeader::for_kafka(key, &info, &payload),
-                payload,
+            .map(|(info, payload)| {
+                let mut header = BatchHeader::for_kafka(key, &info, &payload);
+                header.leader_epoch = epoch;
+                Batch { header, payload }
             })
             .collect();
-        self.append_batches(key, epoch, headers, permit)
+        self.append_batches(key, headers, permit)
     }
 
     /// Appends a record of the metadata log.
@@ -92,41 +93,41 @@ impl<H: Host> Shard<H> {
             segment_base: 0,
             segment_position: 0,
         };
-        self.append_batches(key, epoch, vec![Batch { header, payload }], permit)
+        self.append_batches(key, vec![Batch { header, payload }], permit)
     }
 
-    fn append_batches(
-        &self,
-        key: PartitionKey,
-        epoch: LeaderEpoch,
-        batches: Vec<Batch>,
-        permit: Permit,
-    ) -> Result<Appended, AppendError> {
-        let inner = &self.0;
+    fn append_batches(&self, key: PartitionKey, batches: Vec<Batch>, permit: Permit) -> Result<Appended, AppendError> {
         let partition = self.partition(&key).ok_or(AppendError::UnknownPartition(key))?;
+        let room = self.check_appendable(&partition, &batches)?;
+        if let Some(duplicate) = check_sequences(&partition, &batches)? {
+            return Ok(duplicate);
+        }
+        self.0.disk_room.set(room);
+        Ok(self.take_in(&partition, batches, permit))
+    }
+
+    /// The room left on the disk after these batches, if they may be appended.
+    pub(crate) fn check_appendable(&self, partition: &Partition, batches: &[Batch]) -> Result<u64, AppendError> {
+        let inner = &self.0;
         partition.check_healthy()?;
         if let Some(stage) = inner.poisoned.borrow().clone() {
             return Err(StorageError::Poisoned { stage }.into());
         }
         let bytes: u64 = batches.iter().map(|b| b.header.stored_len()).sum();
-        let Some(room) = inner
-            .disk_room
-            .get()
-            .checked_sub(bytes)
-            .filter(|_| !inner.disk_full.get())
-        else {
-            return Err(AppendError::DiskFull {
+        let room = inner.disk_room.get().checked_sub(bytes);
+        room.filter(|_| !inner.disk_full.get())
+            .ok_or_else(|| AppendError::DiskFull {
                 reason: format!(
                     "fewer than {} bytes are free in {}",
                     inner.config.free_bytes_min,
                     inner.config.dir.display()
                 ),
-            });
-        };
-        if let Some(duplicate) = check_sequences(&partition, &batches)? {
-            return Ok(duplicate);
-        }
-        inner.disk_room.set(room);
+            })
+    }
+
+    /// Appends batches under the epochs that their headers say.
+    pub(crate) fn take_in(&self, partition: &Rc<Partition>, batches: Vec<Batch>, permit: Permit) -> Appended {
+        let inner = &self.0;
         let now = inner.host.now_ms();
         let config = partition.config.get();
         let permit = Rc::new(permit);
@@ -139,23 +140,27 @@ impl<H: Host> Shard<H> {
             let restarted_at = {
                 let mut state = partition.state.borrow_mut();
                 let before = state.segments().last().map(|s| (s.base, s.end));
-                state.assign(&mut batch.header, epoch, &config, now, direct);
+                state.assign(&mut batch.header, &config, now, direct);
                 before
                     .filter(|(base, _)| *base == batch.header.segment_base)
                     .map(|(_, end)| end)
             };
             partition.note_in_index(&batch, restarted_at);
-            self.push(&partition, batch, direct, &config, &permit);
+            self.push(partition, batch, direct, &config, &permit);
         }
         let log_start = partition.state.borrow().log_start();
         let end_offset = partition.state.borrow().log_end();
         self.trim_tail();
-        Ok(Appended {
+        // Whoever replicates the log waits for what is not durable yet, too.
+        if partition.replicated.get() {
+            partition.changed.wake_all();
+        }
+        Appended {
             base_offset,
             end_offset,
             log_start,
             duplicate: false,
-        })
+        }
     }
 
     fn push(

@@ -1,10 +1,15 @@
 //! The group commit: one group in flight, and what its completion moves.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
 
 use crate::{
     host::Host,
     journal::Group,
+    log::{Cut, SegmentMeta},
     shard::{Shard, partition::Partition},
     sync::WaitList,
     types::Offset,
@@ -23,8 +28,21 @@ pub(crate) enum Completion {
         to: Offset,
         done: Rc<WaitList>,
     },
+    /// The log is cut.
+    Cut {
+        partition: Rc<Partition>,
+        cut: Cut,
+        done: Rc<CutDone>,
+    },
     /// Batches of a partition whose segment cannot be written, carried forward so that the ring is not pinned.
     Carried { left: Rc<Carried> },
+}
+
+/// A cut on its way, and then the segments it left without anything.
+#[derive(Default)]
+pub(crate) struct CutDone {
+    pub gone: RefCell<Option<Vec<SegmentMeta>>>,
+    pub changed: WaitList,
 }
 
 /// Batches being carried forward.
@@ -66,7 +84,14 @@ impl<H: Host> Shard<H> {
         for entry in group.entries {
             match entry.context {
                 Completion::Batch { partition, end_offset } => {
-                    partition.state.borrow_mut().advance_high_watermark(end_offset);
+                    {
+                        let mut state = partition.state.borrow_mut();
+                        state.advance_durable_end(end_offset);
+                        if !partition.replicated.get() {
+                            let end = state.durable_end();
+                            state.advance_high_watermark(end);
+                        }
+                    }
                     if touched.last().is_none_or(|last| !Rc::ptr_eq(last, &partition)) {
                         touched.push(partition);
                     }
@@ -81,6 +106,13 @@ impl<H: Host> Shard<H> {
                     }
                     self.mark_dirty(&partition);
                     done.wake_all();
+                    touched.push(partition);
+                }
+                Completion::Cut { partition, cut, done } => {
+                    // At once, so that whatever looks at the log from here on, a checkpoint above all, sees it cut.
+                    let gone = self.apply_cut(&partition, &cut);
+                    done.gone.replace(Some(gone));
+                    done.changed.wake_all();
                     touched.push(partition);
                 }
                 Completion::Carried { left } => left.finish_one(),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::{
-    batch::{Batch, BatchHeader, PayloadFormat, RecordKind},
+    batch::{Batch, BatchHeader, RecordKind},
     error::StorageError,
     host::Host,
     journal::Entry,
@@ -37,7 +37,7 @@ impl<H: Host> Shard<H> {
             partition,
             Entry {
                 batch: Batch {
-                    header: log_start_header(partition.key, to),
+                    header: BatchHeader::marker(RecordKind::LogStart, partition.key, to),
                     payload: Bytes::new(),
                 },
                 must_flush: true,
@@ -148,27 +148,5 @@ impl<H: Host> Shard<H> {
         }
         self.check_disk_room();
         Ok(())
-    }
-}
-
-fn log_start_header(key: PartitionKey, to: Offset) -> BatchHeader {
-    BatchHeader {
-        kind: RecordKind::LogStart,
-        format: PayloadFormat::Metadata,
-        key,
-        base_offset: to,
-        last_offset: to,
-        leader_epoch: 0,
-        record_count: 0,
-        attributes: 0,
-        base_timestamp: 0,
-        max_timestamp: 0,
-        producer_id: -1,
-        producer_epoch: -1,
-        base_sequence: -1,
-        payload_len: 0,
-        payload_crc: 0,
-        segment_base: 0,
-        segment_position: 0,
     }
 }

@@ -3,6 +3,7 @@
 //! Write path: [`Shard::admit`] (room in the queue) → [`Shard::append`] (offsets and places, at once) → the journal's
 //! next group, or straight to the segment for large batches (`append`) → `commit` (flushed: high watermark moves,
 //! waiters wake) → `writeback` (from memory to segments in large pieces; the journal's tail moves).
+//! A follower's appends, and the cuts that make its log its leader's, are in `replica`.
 //! Read path: the tail in memory, else `read` through the read cache.
 //!
 //! Runs on one thread; every borrow of a cell ends before the next await.
@@ -12,6 +13,7 @@ mod commit;
 mod maintain;
 mod partition;
 mod read;
+mod replica;
 mod writeback;
 
 use std::{

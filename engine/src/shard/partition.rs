@@ -63,6 +63,8 @@ pub struct Partition {
     pub(crate) changed: WaitList,
     pub(crate) poisoned: RefCell<Option<String>>,
     pub(crate) deleted: Cell<bool>,
+    /// The high watermark is what the replicas agree on, and follows our own durable end no more.
+    pub(crate) replicated: Cell<bool>,
     pub(crate) dirty: Cell<bool>,
     /// Everything below is in segments; some above may be too. Where write-back begins to look.
     pub(crate) unwritten_from: Cell<Offset>,
@@ -84,6 +86,8 @@ pub struct PartitionStatus {
     pub log_start: Offset,
     /// Offset behind the last one consumers may see.
     pub high_watermark: Offset,
+    /// Offset behind the last one that is durable here.
+    pub durable_end: Offset,
     /// Next offset to be assigned.
     pub log_end: Offset,
     /// Bytes of its segments.
@@ -104,6 +108,7 @@ impl Partition {
             changed: WaitList::default(),
             poisoned: RefCell::default(),
             deleted: Cell::new(false),
+            replicated: Cell::new(false),
             dirty: Cell::new(false),
             unwritten_from: Cell::new(0),
             unflushed_messages: Cell::new(0),
@@ -121,6 +126,7 @@ impl Partition {
         PartitionStatus {
             log_start: state.log_start(),
             high_watermark: state.high_watermark(),
+            durable_end: state.durable_end(),
             log_end: state.log_end(),
             size_bytes: state.size_bytes(),
             latest_epoch: state.epochs.latest().unwrap_or(-1),
@@ -166,14 +172,26 @@ impl Partition {
         }
     }
 
-    /// Waits until everything below `end` is as durable as the flush policy asks.
+    /// Waits until everything below `end` is as durable as the flush policy asks, on every replica in sync.
     ///
     /// # Errors
     /// [`StorageError::Poisoned`] if the disk failed before that.
     pub async fn wait_high_watermark(&self, end: Offset) -> Result<(), StorageError> {
+        self.wait_for(|state| state.high_watermark() >= end).await
+    }
+
+    /// Waits until everything below `end` is as durable here as the flush policy asks.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`] if the disk failed before that.
+    pub async fn wait_durable(&self, end: Offset) -> Result<(), StorageError> {
+        self.wait_for(|state| state.durable_end() >= end).await
+    }
+
+    async fn wait_for(&self, reached: impl Fn(&LogState) -> bool) -> Result<(), StorageError> {
         self.changed
             .wait(|| {
-                if self.state.borrow().high_watermark() >= end {
+                if reached(&self.state.borrow()) {
                     return Some(Ok(()));
                 }
                 match self.check_healthy() {

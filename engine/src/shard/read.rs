@@ -12,7 +12,7 @@ use crate::{
     index::SegmentIndex,
     kafka_batch::{self, BATCH_HEADER_LEN},
     layout::BLOCK,
-    log::SegmentMeta,
+    log::{LogState, SegmentMeta},
     segment::{Missing, index_path, segment_path},
     shard::{
         Shard,
@@ -109,6 +109,18 @@ impl<H: Host> Shard<H> {
         offset: Offset,
         mut visit: impl FnMut(&Batch) -> bool,
     ) -> Result<(), ReadError> {
+        self.visit_below(key, offset, LogState::high_watermark, &mut visit)
+            .await
+    }
+
+    /// As [`visit`](Self::visit), below what `limit` says of the log when the call begins.
+    pub(crate) async fn visit_below(
+        &self,
+        key: PartitionKey,
+        offset: Offset,
+        limit: impl FnOnce(&LogState) -> Offset,
+        visit: &mut impl FnMut(&Batch) -> bool,
+    ) -> Result<(), ReadError> {
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
         let limit = {
             let state = partition.state.borrow();
@@ -119,7 +131,7 @@ impl<H: Host> Shard<H> {
                     log_end: state.log_end(),
                 });
             }
-            state.high_watermark()
+            limit(&state)
         };
         let mut next = offset;
         let counters = self.counters();
@@ -147,7 +159,7 @@ impl<H: Host> Shard<H> {
                 .front()
                 .map_or(limit, |first| first.batch.header.base_offset)
                 .min(limit);
-            match self.visit_segments(&partition, next, until, &mut visit).await? {
+            match self.visit_segments(&partition, next, until, visit).await? {
                 Some(reached) => next = reached,
                 None => return Ok(()),
             }
@@ -347,7 +359,7 @@ impl<H: Host> Shard<H> {
     }
 
     /// The first batch header at or after `position`; `None` at the segment's end. Unused rests of blocks are skipped.
-    async fn next_header(
+    pub(crate) async fn next_header(
         &self,
         partition: &Rc<Partition>,
         segment: &SegmentMeta,
