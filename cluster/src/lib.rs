@@ -7,3 +7,4 @@
 pub mod controller;
 pub mod group;
 pub mod metadata;
+pub mod raft;

@@ -1,6 +1,7 @@
 //! The controller: `(image, request) → (records, response)`. Records are then committed to the metadata log, and
 //! replayed into the next image; nothing here changes anything.
 
+pub mod brokers;
 pub mod configs;
 pub mod topics;
 
@@ -57,6 +58,12 @@ pub enum ControllerError {
     #[error("{reason}")]
     InvalidRequest {
         /// Why.
+        reason: String,
+    },
+    /// The id is taken by a broker that answers.
+    #[error("{reason}")]
+    DuplicateBroker {
+        /// By which.
         reason: String,
     },
     /// A limit of the broker.

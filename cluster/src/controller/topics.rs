@@ -170,7 +170,11 @@ pub fn create(
             });
         }
         check_room(image, count)?;
-        (0..count).map(|i| replicas(&defaults.brokers, i, factor)).collect()
+        // Each topic begins at another broker, so that small topics spread too.
+        let first = image.topic_count();
+        (0..count)
+            .map(|i| replicas(&defaults.brokers, first + i, factor))
+            .collect()
     } else {
         if topic.partitions != -1 || topic.replication_factor != -1 {
             return Err(ControllerError::InvalidRequest {

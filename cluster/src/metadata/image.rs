@@ -7,7 +7,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::record::{ConfigResource, MetadataRecord};
+use super::record::{ConfigResource, MetadataRecord, Registration};
 
 /// A partition's placement and leadership.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,10 +35,24 @@ pub struct TopicImage {
     pub partitions: Vec<PartitionImage>,
 }
 
-/// The cluster as of some offset of the metadata log. Clones are cheap enough to make one per change: topics are shared.
+/// A broker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Broker {
+    /// As it registered last.
+    pub registration: Registration,
+    /// Takes no part: leads nothing and joins no ISR.
+    pub fenced: bool,
+}
+
+/// The cluster as of some entry of the quorum's log. Clones are cheap enough to make one per change: topics are shared.
 #[derive(Clone, Default, Debug)]
 pub struct Image {
-    by_name: BTreeMap<String, Arc<TopicImage>>,
+    /// Number of the last change: the index of its entry in the quorum's log.
+    pub version: u64,
+    /// Kafka's cluster id; empty until the first leader of the quorum has drawn one.
+    pub cluster_id: String,
+    brokers: BTreeMap<i32, Arc<Broker>>,
+    names: Arc<BTreeMap<String, Uuid>>,
     by_id: HashMap<Uuid, Arc<TopicImage>>,
     configs: BTreeMap<ConfigResource, Arc<BTreeMap<String, String>>>,
     /// First producer id not handed out.
@@ -46,10 +60,32 @@ pub struct Image {
 }
 
 impl Image {
+    /// A broker that has registered.
+    #[must_use]
+    pub fn broker(&self, node: i32) -> Option<&Broker> {
+        self.brokers.get(&node).map(Arc::as_ref)
+    }
+
+    /// Brokers that have registered, by id.
+    pub fn brokers(&self) -> impl Iterator<Item = &Broker> {
+        self.brokers.values().map(Arc::as_ref)
+    }
+
+    /// Whether a broker takes part.
+    #[must_use]
+    pub fn is_active(&self, node: i32) -> bool {
+        self.broker(node).is_some_and(|b| !b.fenced)
+    }
+
+    /// Ids of the brokers that take part.
+    pub fn active(&self) -> impl Iterator<Item = i32> {
+        self.brokers.iter().filter(|(_, b)| !b.fenced).map(|(id, _)| *id)
+    }
+
     /// A topic by name.
     #[must_use]
     pub fn topic(&self, name: &str) -> Option<&Arc<TopicImage>> {
-        self.by_name.get(name)
+        self.by_id.get(self.names.get(name)?)
     }
 
     /// A topic by id.
@@ -60,18 +96,24 @@ impl Image {
 
     /// All topics by name.
     pub fn topics(&self) -> impl Iterator<Item = &Arc<TopicImage>> {
-        self.by_name.values()
+        self.names.values().map(|id| &self.by_id[id])
     }
 
     /// Topics from `name` on, in order.
     pub fn topics_from<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Arc<TopicImage>> {
-        self.by_name.range(name.to_owned()..).map(|(_, t)| t)
+        self.names.range(name.to_owned()..).map(|(_, id)| &self.by_id[id])
     }
 
     /// Number of topics.
     #[must_use]
     pub fn topic_count(&self) -> usize {
-        self.by_name.len()
+        self.names.len()
+    }
+
+    /// A partition.
+    #[must_use]
+    pub fn partition(&self, topic: &Uuid, partition: u32) -> Option<&PartitionImage> {
+        self.by_id.get(topic)?.partitions.get(partition as usize)
     }
 
     /// An entry as it was set, without defaults.
@@ -98,19 +140,18 @@ impl Image {
         next
     }
 
-    fn put(&mut self, topic: TopicImage) {
-        let topic = Arc::new(topic);
-        self.by_name.insert(topic.name.clone(), Arc::clone(&topic));
-        self.by_id.insert(topic.id, topic);
-    }
-
     fn apply_one(&mut self, record: &MetadataRecord) {
         match record {
-            MetadataRecord::Topic { id, name } => self.put(TopicImage {
-                id: Uuid::from_bytes(*id),
-                name: name.clone(),
-                partitions: Vec::new(),
-            }),
+            MetadataRecord::Topic { id, name } => {
+                let id = Uuid::from_bytes(*id);
+                Arc::make_mut(&mut self.names).insert(name.clone(), id);
+                let topic = TopicImage {
+                    id,
+                    name: name.clone(),
+                    partitions: Vec::new(),
+                };
+                self.by_id.insert(id, Arc::new(topic));
+            }
             MetadataRecord::Partition {
                 topic,
                 partition,
@@ -120,10 +161,10 @@ impl Image {
                 leader_epoch,
                 partition_epoch,
             } => {
-                let Some(old) = self.by_id.get(&Uuid::from_bytes(*topic)) else {
+                let Some(topic) = self.by_id.get_mut(&Uuid::from_bytes(*topic)) else {
                     return;
                 };
-                let mut topic = TopicImage::clone(old);
+                let topic = Arc::make_mut(topic);
                 let image = PartitionImage {
                     replicas: replicas.clone(),
                     isr: isr.clone(),
@@ -138,11 +179,10 @@ impl Image {
                     assert_eq!(index, topic.partitions.len(), "partitions are created in order");
                     topic.partitions.push(image);
                 }
-                self.put(topic);
             }
             MetadataRecord::RemoveTopic { id } => {
                 if let Some(topic) = self.by_id.remove(&Uuid::from_bytes(*id)) {
-                    self.by_name.remove(&topic.name);
+                    Arc::make_mut(&mut self.names).remove(&topic.name);
                     self.configs.remove(&ConfigResource::Topic(topic.name.clone()));
                 }
             }
@@ -153,24 +193,35 @@ impl Image {
                     None => entries.remove(name),
                 };
             }
-            MetadataRecord::BrokerStarted { node } => {
-                let led: Vec<_> = self
-                    .by_name
-                    .values()
-                    .filter(|t| t.partitions.iter().any(|p| p.leader == *node))
-                    .cloned()
-                    .collect();
-                for topic in led {
-                    let mut topic = TopicImage::clone(&topic);
-                    for partition in topic.partitions.iter_mut().filter(|p| p.leader == *node) {
-                        partition.leader_epoch += 1;
-                        partition.partition_epoch += 1;
+            MetadataRecord::Cluster { id } => self.cluster_id.clone_from(id),
+            MetadataRecord::Broker(registration) => {
+                let node = registration.node;
+                let broker = Broker {
+                    registration: registration.clone(),
+                    fenced: false,
+                };
+                self.brokers.insert(node, Arc::new(broker));
+                for topic in self.by_id.values_mut() {
+                    if topic.partitions.iter().any(|p| p.leader == node) {
+                        for partition in Arc::make_mut(topic).partitions.iter_mut().filter(|p| p.leader == node) {
+                            partition.leader_epoch += 1;
+                            partition.partition_epoch += 1;
+                        }
                     }
-                    self.put(topic);
+                }
+            }
+            MetadataRecord::Fence { node } => {
+                if let Some(broker) = self.brokers.get_mut(node) {
+                    Arc::make_mut(broker).fenced = true;
                 }
             }
             MetadataRecord::ProducerIds { next } => self.next_producer_id = self.next_producer_id.max(*next),
-            MetadataRecord::Snapshot => *self = Self::default(),
+            MetadataRecord::Snapshot => {
+                *self = Self {
+                    version: self.version,
+                    ..Self::default()
+                };
+            }
         }
     }
 
@@ -179,11 +230,21 @@ impl Image {
     pub fn snapshot(&self) -> Vec<MetadataRecord> {
         let mut records = vec![
             MetadataRecord::Snapshot,
+            MetadataRecord::Cluster {
+                id: self.cluster_id.clone(),
+            },
             MetadataRecord::ProducerIds {
                 next: self.next_producer_id,
             },
         ];
-        for topic in self.by_name.values() {
+        // Before the partitions: a registration changes the epochs of those that its broker leads.
+        for (node, broker) in &self.brokers {
+            records.push(MetadataRecord::Broker(broker.registration.clone()));
+            if broker.fenced {
+                records.push(MetadataRecord::Fence { node: *node });
+            }
+        }
+        for topic in self.topics() {
             let id = topic.id.into_bytes();
             records.push(MetadataRecord::Topic {
                 id,
@@ -236,9 +297,24 @@ mod tests {
         records
     }
 
+    fn registration(node: i32) -> Registration {
+        Registration {
+            node,
+            incarnation: [1; 16],
+            directory: [2; 16],
+            clients: Vec::new(),
+            peers: Vec::new(),
+            rack: None,
+        }
+    }
+
     #[test]
     fn a_snapshot_makes_the_same_image() {
         let mut records = topic(1, 3);
+        records.push(MetadataRecord::Broker(registration(1)));
+        records.push(MetadataRecord::Broker(registration(2)));
+        records.push(MetadataRecord::Fence { node: 2 });
+        records.push(MetadataRecord::Cluster { id: "c".into() });
         records.extend(topic(2, 1));
         records.push(MetadataRecord::Config {
             resource: ConfigResource::Topic("t1".into()),
@@ -251,7 +327,7 @@ mod tests {
         let bytes = encode(&image.snapshot());
         let again = Image::default()
             .apply(&topic(9, 1))
-            .apply(&decode(&bytes).expect("decodes"));
+            .apply(&decode::<Vec<MetadataRecord>>(&bytes).expect("decodes"));
         assert_eq!(again.snapshot(), image.snapshot());
         assert_eq!(again.topic("t1").expect("kept").partitions.len(), 3);
         assert!(again.topic("t9").is_none() && again.topic("t2").is_none());
@@ -261,8 +337,8 @@ mod tests {
     fn a_started_broker_leads_under_a_new_epoch() {
         let image = Image::default().apply(&topic(1, 2));
         let image = image.apply(&[
-            MetadataRecord::BrokerStarted { node: 1 },
-            MetadataRecord::BrokerStarted { node: 2 },
+            MetadataRecord::Broker(registration(1)),
+            MetadataRecord::Broker(registration(2)),
         ]);
         let topic = image.topic("t1").expect("there");
         assert!(topic.partitions.iter().all(|p| p.leader_epoch == 1));
@@ -271,7 +347,7 @@ mod tests {
     #[test]
     fn garbage_is_refused() {
         for len in 0..200 {
-            assert!(decode(&vec![0xa5; len]).is_err());
+            assert!(decode::<Vec<MetadataRecord>>(&vec![0xa5; len]).is_err());
         }
     }
 }

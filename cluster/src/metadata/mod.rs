@@ -3,5 +3,5 @@
 pub mod image;
 pub mod record;
 
-pub use image::{Image, PartitionImage, TopicImage};
-pub use record::{ConfigResource, MetadataRecord};
+pub use image::{Broker, Image, PartitionImage, TopicImage};
+pub use record::{Address, ConfigResource, MetadataRecord, Proposal, Registration, Snapshot};

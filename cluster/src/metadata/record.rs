@@ -1,6 +1,13 @@
 //! The metadata log's records.
 
-use rkyv::{Archive, Deserialize, Serialize, rancor};
+use rkyv::{
+    Archive, Deserialize, Serialize,
+    api::high::{HighDeserializer, HighSerializer, HighValidator},
+    bytecheck::CheckBytes,
+    rancor,
+    ser::allocator::ArenaHandle,
+    util::AlignedVec,
+};
 use thiserror::Error;
 
 /// What a configuration entry belongs to.
@@ -10,6 +17,32 @@ pub enum ConfigResource {
     Topic(String),
     /// A broker, by node id; `None` is the default of all.
     Broker(Option<i32>),
+}
+
+/// How to reach one socket.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Address {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// A broker as it registers at every start.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Registration {
+    /// Its id.
+    pub node: i32,
+    /// This start of it: drawn anew each time.
+    pub incarnation: [u8; 16],
+    /// Its data folder.
+    pub directory: [u8; 16],
+    /// Where clients connect: one address, or one for each core.
+    pub clients: Vec<Address>,
+    /// Where other nodes reach its shards, in order.
+    pub peers: Vec<Address>,
+    /// `broker.rack`.
+    pub rack: Option<String>,
 }
 
 /// One fact. Records of one change stand in one batch and are applied together.
@@ -53,9 +86,16 @@ pub enum MetadataRecord {
         /// Its value.
         value: Option<String>,
     },
-    /// A node was started: whatever it led, it leads under a new epoch, because it may not remember what it
-    /// appended under the old one.
-    BrokerStarted {
+    /// The cluster has a name.
+    Cluster {
+        /// Kafka's cluster id.
+        id: String,
+    },
+    /// A broker was started and takes part (KIP-631). Whatever it still leads, it leads under a new epoch, because it may not
+    /// remember what it appended under the old one.
+    Broker(Registration),
+    /// A broker does not answer, or is stopping, and takes no part until it registers again.
+    Fence {
         /// Which.
         node: i32,
     },
@@ -68,27 +108,65 @@ pub enum MetadataRecord {
     Snapshot,
 }
 
-/// A metadata batch that does not decode.
+/// A change as it stands in the quorum's log: facts, and the version of the image that they were decided on. It counts only
+/// if nothing has changed the image since.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Proposal {
+    /// [`Image::version`](super::Image::version) that it was decided on.
+    pub base: u64,
+    /// The node that proposed it.
+    pub by: i32,
+    /// Drawn by the proposer, so that it knows its own.
+    pub id: u64,
+    /// What becomes true.
+    pub records: Vec<MetadataRecord>,
+}
+
+/// A whole image as it is stored and sent.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// [`Image::version`](super::Image::version).
+    pub version: u64,
+    /// Records that make it out of nothing.
+    pub records: Vec<MetadataRecord>,
+}
+
+/// Bytes of the quorum's log or of a message between nodes that do not decode.
 #[derive(Debug, Error)]
-#[error("a metadata record does not decode: {reason}")]
+#[error("it does not decode: {reason}")]
 pub struct DecodeError {
     reason: String,
 }
 
-/// The payload of one batch of the metadata log.
+impl DecodeError {
+    /// With a reason of one's own.
+    #[must_use]
+    pub fn new(reason: &str) -> Self {
+        Self { reason: reason.into() }
+    }
+}
+
+/// Bytes of a value.
 #[must_use]
-pub fn encode(records: &Vec<MetadataRecord>) -> Vec<u8> {
-    rkyv::to_bytes::<rancor::Error>(records)
+pub fn encode<T>(value: &T) -> Vec<u8>
+where
+    T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
+{
+    rkyv::to_bytes::<rancor::Error>(value)
         .expect("serialising into memory does not fail")
         .to_vec()
 }
 
-/// Reads a payload back.
+/// Reads a value back.
 ///
 /// # Errors
-/// [`DecodeError`] for anything that is not an archive of records.
-pub fn decode(payload: &[u8]) -> Result<Vec<MetadataRecord>, DecodeError> {
-    let mut aligned = rkyv::util::AlignedVec::<16>::new();
-    aligned.extend_from_slice(payload);
-    rkyv::from_bytes::<Vec<MetadataRecord>, rancor::Error>(&aligned).map_err(|e| DecodeError { reason: e.to_string() })
+/// [`DecodeError`] for anything that is not its archive.
+pub fn decode<T>(bytes: &[u8]) -> Result<T, DecodeError>
+where
+    T: Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>> + Deserialize<T, HighDeserializer<rancor::Error>>,
+{
+    let mut aligned = AlignedVec::<16>::new();
+    aligned.extend_from_slice(bytes);
+    rkyv::from_bytes::<T, rancor::Error>(&aligned).map_err(|e| DecodeError { reason: e.to_string() })
 }

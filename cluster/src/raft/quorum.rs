@@ -1,0 +1,474 @@
+//! One member of the metadata quorum.
+//!
+//! Call order: any of [`tick`](Quorum::tick), [`receive`](Quorum::receive), [`propose`](Quorum::propose); then
+//! [`begin`](Quorum::begin) until it says there is nothing: send what it gives at once, persist what it wants persisted, then
+//! [`finish`](Quorum::finish), send what that gives, and take note of what was applied. Time is in ms of a clock that does not
+//! jump.
+//!
+//! A proposal states the version of the image that it was decided on. It counts if nothing changed the image in between, which
+//! every member finds out for itself when the proposal is applied; so any member may propose, and a leader judges nothing.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use raft::{
+    Config, RawNode, SnapshotStatus, StateRole,
+    eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType, Message, MessageType},
+};
+use thiserror::Error;
+
+use super::storage::{self, LogStorage};
+use crate::metadata::{
+    Image, MetadataRecord, Proposal, Snapshot,
+    record::{self, DecodeError},
+};
+
+/// Bytes of log after which the image becomes a snapshot and the log begins anew.
+const SNAPSHOT_BYTES: usize = 8 << 20;
+/// A snapshot that was sent and not heard of after so many election timeouts is sent again.
+const SNAPSHOT_ELECTIONS: usize = 8;
+/// Bytes of entries in one message; larger ones travel alone.
+const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a member cannot go on, or not do what it was asked.
+#[derive(Debug, Error)]
+pub enum QuorumError {
+    /// The library's.
+    #[error("the metadata quorum: {0}")]
+    Raft(#[from] raft::Error),
+    /// Bytes from the disk or a peer.
+    #[error("the metadata quorum: {0}")]
+    Decode(#[from] DecodeError),
+    /// A message that is none, or not for this member.
+    #[error("a message of the metadata quorum that cannot be: {reason}")]
+    Message {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An entry that this build does not know.
+    #[error(
+        "the metadata log holds an entry of kind {kind} at {index}, which this build does not know; use the release that wrote it"
+    )]
+    UnknownEntry {
+        /// Its kind.
+        kind: i32,
+        /// Where.
+        index: u64,
+    },
+}
+
+/// Who a member is, and its sense of time.
+#[derive(Clone, Debug)]
+pub struct QuorumConfig {
+    /// This node.
+    pub node: i32,
+    /// The voters a new cluster begins with, this node among them.
+    pub voters: Vec<i32>,
+    /// Time between two calls of [`Quorum::tick`], ms.
+    pub tick_ms: i64,
+    /// Silence of a leader after which an election begins, at the least, ms; twice that at the most.
+    pub election_ms: i64,
+    /// Time between two signs of life of a leader, ms.
+    pub heartbeat_ms: i64,
+    /// Chance for election timeouts.
+    pub seed: u64,
+}
+
+/// A message for another member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outgoing {
+    /// To.
+    pub node: i32,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// The first half of a step.
+#[derive(Default, Debug)]
+pub struct Begun {
+    /// To be sent now.
+    pub send: Vec<Outgoing>,
+    /// To be persisted before [`Quorum::finish`], flushed.
+    pub persist: Option<Vec<u8>>,
+}
+
+/// A proposal that has come to its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// Whose.
+    pub by: i32,
+    /// Its id.
+    pub id: u64,
+    /// Whether it counts. If not, another change was first.
+    pub counts: bool,
+}
+
+/// The second half of a step.
+#[derive(Default, Debug)]
+pub struct Finished {
+    /// To be sent now.
+    pub send: Vec<Outgoing>,
+    /// Proposals that were applied, in order.
+    pub applied: Vec<Applied>,
+}
+
+/// A step between its halves.
+struct Pending {
+    number: u64,
+    send: Vec<Message>,
+    committed: Vec<Entry>,
+    snapshot: Option<raft::eraftpb::Snapshot>,
+}
+
+/// A member.
+pub struct Quorum {
+    node: i32,
+    raft: RawNode<LogStorage>,
+    storage: LogStorage,
+    image: Image,
+    applied: u64,
+    pending: Option<Pending>,
+    /// When another member was last heard of.
+    heard: BTreeMap<i32, i64>,
+    /// Members that were sent a snapshot, and the ticks after which it counts as lost.
+    snapshots_sent: BTreeMap<u64, usize>,
+    snapshot_bytes: usize,
+    seed: u64,
+    election_ticks: usize,
+}
+
+/// Raft ids begin at 1, node ids at 0.
+fn raft_id(node: i32) -> u64 {
+    (i64::from(node) + 1) as u64
+}
+
+fn node_of(raft_id: u64) -> i32 {
+    (raft_id as i64 - 1) as i32
+}
+
+impl Quorum {
+    /// A member as its persisted records say, or a new one.
+    ///
+    /// # Errors
+    /// Records that do not decode.
+    pub fn new(config: &QuorumConfig, stored: &[impl AsRef<[u8]>]) -> Result<Self, QuorumError> {
+        let voters = config.voters.iter().map(|n| raft_id(*n)).collect();
+        let storage = LogStorage::load(voters, stored)?;
+        let mut image = Image::default();
+        let mut applied = 0;
+        if let Some((index, data)) = storage.snapshot_data() {
+            image = restore(&data)?;
+            applied = index;
+        }
+        let election = (config.election_ms / config.tick_ms).max(2) as usize;
+        let library = Config {
+            id: raft_id(config.node),
+            election_tick: election,
+            heartbeat_tick: (config.heartbeat_ms / config.tick_ms).max(1) as usize,
+            applied,
+            max_size_per_msg: MESSAGE_BYTES_MAX,
+            max_inflight_msgs: 256,
+            check_quorum: true,
+            pre_vote: true,
+            ..Config::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let mut quorum = Self {
+            node: config.node,
+            raft: RawNode::new(&library, storage.clone(), &logger)?,
+            storage,
+            image,
+            applied,
+            pending: None,
+            heard: BTreeMap::new(),
+            snapshots_sent: BTreeMap::new(),
+            snapshot_bytes: SNAPSHOT_BYTES,
+            seed: config.seed ^ raft_id(config.node).rotate_left(32),
+            election_ticks: election,
+        };
+        quorum.settle_election_timeout();
+        // Alone there is nobody to wait for.
+        if quorum.is_alone() {
+            quorum.raft.campaign()?;
+        }
+        Ok(quorum)
+    }
+
+    /// Snapshots after so many bytes of log instead of the usual.
+    pub fn set_snapshot_bytes(&mut self, bytes: usize) {
+        self.snapshot_bytes = bytes;
+    }
+
+    /// The library draws the silence after which an election begins from a random source of its own. This one follows from seed,
+    /// node and term, so that a simulation can be repeated.
+    fn settle_election_timeout(&mut self) {
+        let mixed = (self.seed ^ self.term().wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let extra = (mixed >> 33) as usize % self.election_ticks;
+        self.raft
+            .raft
+            .set_randomized_election_timeout(self.election_ticks + extra);
+    }
+
+    /// Whether this node is the only voter: it needs no ticks then.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let voters = self.raft.raft.prs().conf().voters();
+        voters.contains(raft_id(self.node)) && voters.ids().iter().count() == 1
+    }
+
+    /// Whether this node leads the quorum: it is the active controller.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.raft.raft.state == StateRole::Leader
+    }
+
+    /// The leader, as far as it is known.
+    #[must_use]
+    pub fn leader(&self) -> Option<i32> {
+        let id = self.raft.raft.leader_id;
+        (id != raft::INVALID_ID).then(|| node_of(id))
+    }
+
+    /// Raft's term.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.raft.raft.term
+    }
+
+    /// The metadata as of the last entry applied here.
+    #[must_use]
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Index of the last entry applied here.
+    #[must_use]
+    pub fn applied_index(&self) -> u64 {
+        self.applied
+    }
+
+    /// Index of the last entry known to be committed.
+    #[must_use]
+    pub fn commit_index(&self) -> u64 {
+        self.raft.raft.raft_log.committed
+    }
+
+    /// Voters and learners as node ids.
+    #[must_use]
+    pub fn members(&self) -> (Vec<i32>, Vec<i32>) {
+        let conf = self.raft.raft.prs().conf().to_conf_state();
+        let nodes = |ids: &[u64]| ids.iter().map(|id| node_of(*id)).collect();
+        (nodes(&conf.voters), nodes(&conf.learners))
+    }
+
+    /// How far a member's log is known to go, by the leader.
+    #[must_use]
+    pub fn matched(&self, node: i32) -> Option<u64> {
+        if node == self.node {
+            return Some(self.raft.raft.raft_log.last_index());
+        }
+        let progress = self.raft.raft.prs().get(raft_id(node))?;
+        self.is_leader().then_some(progress.matched)
+    }
+
+    /// When another member was last heard of, ms; `None` for never.
+    #[must_use]
+    pub fn heard(&self, node: i32) -> Option<i64> {
+        self.heard.get(&node).copied()
+    }
+
+    /// Time passes.
+    pub fn tick(&mut self) {
+        self.raft.tick();
+        self.settle_election_timeout();
+        let due: Vec<u64> = (self.snapshots_sent.iter_mut())
+            .filter_map(|(to, ticks)| {
+                *ticks -= 1;
+                (*ticks == 0).then_some(*to)
+            })
+            .collect();
+        for to in due {
+            self.snapshots_sent.remove(&to);
+            // A member that has it has said so by now, and then this means nothing.
+            self.raft.report_snapshot(to, SnapshotStatus::Failure);
+        }
+    }
+
+    /// A message from another member.
+    ///
+    /// # Errors
+    /// [`QuorumError::Message`] if it is none; nothing has changed then.
+    pub fn receive(&mut self, from: i32, bytes: &[u8], now_ms: i64) -> Result<(), QuorumError> {
+        let wrong = |reason: String| QuorumError::Message { reason };
+        let message = Message::decode(bytes).map_err(|e| wrong(e.to_string()))?;
+        if message.from != raft_id(from) || message.to != raft_id(self.node) {
+            return Err(wrong(format!(
+                "node {from} sends one from {} to {}",
+                message.from, message.to
+            )));
+        }
+        if raft::raw_node::is_local_msg(message.get_msg_type()) {
+            return Err(wrong(format!("node {from} sends one that never travels")));
+        }
+        self.heard.insert(from, now_ms);
+        let stepped = self.raft.step(message);
+        self.settle_election_timeout();
+        match stepped {
+            // Of a member that was removed, or of a term gone by: dropped, as Raft wants it.
+            Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Another member cannot be reached.
+    pub fn unreachable(&mut self, node: i32) {
+        self.raft.report_unreachable(raft_id(node));
+    }
+
+    /// Proposes records that were decided on the image of version `base`. They count once [`Finished::applied`] says so; a
+    /// proposal may also be lost without a word, when leaders change.
+    ///
+    /// # Errors
+    /// There is no leader now.
+    pub fn propose(&mut self, id: u64, base: u64, records: Vec<MetadataRecord>) -> Result<(), QuorumError> {
+        let proposal = Proposal {
+            base,
+            by: self.node,
+            id,
+            records,
+        };
+        Ok(self.raft.propose(Vec::new(), record::encode(&proposal))?)
+    }
+
+    /// Asks another voter to lead in this one's stead.
+    pub fn hand_over(&mut self) {
+        let best = (self.members().0.into_iter())
+            .filter(|n| *n != self.node)
+            .max_by_key(|n| (self.matched(*n), self.heard(*n)));
+        if let (true, Some(node)) = (self.is_leader(), best) {
+            self.raft.transfer_leader(raft_id(node));
+        }
+    }
+
+    /// Begins a step; `None` if there is nothing to do.
+    pub fn begin(&mut self) -> Option<Begun> {
+        assert!(self.pending.is_none(), "a step is finished before the next begins");
+        if !self.raft.has_ready() {
+            return None;
+        }
+        let mut ready = self.raft.ready();
+        let messages = ready.take_messages();
+        for message in messages.iter().filter(|m| m.get_msg_type() == MessageType::MsgSnapshot) {
+            let ticks = SNAPSHOT_ELECTIONS * self.election_ticks;
+            self.snapshots_sent.entry(message.to).or_insert(ticks);
+        }
+        let send = outgoing(messages);
+        let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone());
+        if let Some(snapshot) = &snapshot {
+            self.storage.install(snapshot.clone());
+        }
+        let follows = self.storage.append(ready.entries());
+        assert!(follows, "the library's entries follow its log");
+        if let Some(hard) = ready.hs() {
+            self.storage.set_hard(hard.clone());
+        }
+        // A commit index alone need not be remembered: the others know it.
+        let persist = ready
+            .must_sync()
+            .then(|| storage::encode(ready.hs(), snapshot.as_ref(), ready.entries()));
+        self.pending = Some(Pending {
+            number: ready.number(),
+            send: ready.take_persisted_messages(),
+            committed: ready.take_committed_entries(),
+            snapshot,
+        });
+        self.raft.advance_append_async(ready);
+        Some(Begun { send, persist })
+    }
+
+    /// Ends a step whose bytes are durable.
+    ///
+    /// # Errors
+    /// [`QuorumError`] if what the quorum agreed on cannot be understood here: this member must not go on.
+    pub fn finish(&mut self) -> Result<Finished, QuorumError> {
+        let step = self.pending.take().expect("a step was begun");
+        self.raft.on_persist_ready(step.number);
+        let mut finished = Finished {
+            send: outgoing(step.send),
+            applied: Vec::new(),
+        };
+        if let Some(snapshot) = step.snapshot {
+            self.image = restore(&snapshot.data)?;
+            self.applied = snapshot.get_metadata().index;
+        }
+        self.apply(step.committed, &mut finished)?;
+        self.raft.advance_apply_to(self.applied);
+        Ok(finished)
+    }
+
+    /// If the log has grown long: bytes to be persisted, after which all records before them may go.
+    pub fn compact(&mut self) -> Option<Vec<u8>> {
+        if self.storage.bytes() < self.snapshot_bytes || self.pending.is_some() {
+            return None;
+        }
+        let data = record::encode(&Snapshot {
+            version: self.image.version,
+            records: self.image.snapshot(),
+        });
+        Some(self.storage.compact(self.applied, data))
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>, finished: &mut Finished) -> Result<(), QuorumError> {
+        for entry in entries {
+            let (index, kind) = (entry.index, entry.entry_type);
+            match entry.get_entry_type() {
+                EntryType::EntryNormal if entry.data.is_empty() => {}
+                EntryType::EntryNormal => {
+                    let proposal: Proposal = record::decode(&entry.data)?;
+                    let counts = proposal.base == self.image.version;
+                    if counts {
+                        let mut next = self.image.apply(&proposal.records);
+                        next.version = index;
+                        self.image = next;
+                    }
+                    finished.applied.push(Applied {
+                        by: proposal.by,
+                        id: proposal.id,
+                        counts,
+                    });
+                }
+                EntryType::EntryConfChange => {
+                    let change = ConfChange::decode(&*entry.data).map_err(|_| unknown(kind, index))?;
+                    self.storage.set_members(self.raft.apply_conf_change(&change)?);
+                }
+                EntryType::EntryConfChangeV2 => {
+                    let change = ConfChangeV2::decode(&*entry.data).map_err(|_| unknown(kind, index))?;
+                    self.storage.set_members(self.raft.apply_conf_change(&change)?);
+                }
+            }
+            self.applied = index;
+        }
+        Ok(())
+    }
+}
+
+fn unknown(kind: i32, index: u64) -> QuorumError {
+    QuorumError::UnknownEntry { kind, index }
+}
+
+fn restore(data: &[u8]) -> Result<Image, QuorumError> {
+    let snapshot: Snapshot = record::decode(data)?;
+    let mut image = Image::default().apply(&snapshot.records);
+    image.version = snapshot.version;
+    Ok(image)
+}
+
+fn outgoing(messages: Vec<Message>) -> Vec<Outgoing> {
+    messages
+        .into_iter()
+        .map(|m| Outgoing {
+            node: node_of(m.to),
+            bytes: m.encode_to_vec(),
+        })
+        .collect()
+}
