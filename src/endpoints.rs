@@ -3,6 +3,7 @@
 //! it connects to a partition's leader anywhere, and its requests cross between cores no more.
 
 use kafka_protocol::messages::BrokerId;
+use millrace_cluster::metadata::{Image, Registration};
 use millrace_engine::PartitionKey;
 use uuid::Uuid;
 
@@ -70,6 +71,32 @@ impl Endpoints {
         &self.list
     }
 
+    /// Those of all brokers that take part, with their racks: this node's as they are, others' as they registered.
+    #[must_use]
+    pub fn of_cluster(&self, image: &Image) -> Vec<(Endpoint, Option<String>)> {
+        let mut all = Vec::new();
+        for broker in image.brokers() {
+            let registration = &broker.registration;
+            if registration.node == self.node_id {
+                let rack = &registration.rack;
+                all.extend(self.list.iter().map(|e| (e.clone(), rack.clone())));
+            } else if !broker.fenced {
+                all.extend(registered(registration).map(|e| (e, registration.rack.clone())));
+            }
+        }
+        all
+    }
+
+    /// Where a node is reached that need not be this one, while it takes part.
+    #[must_use]
+    pub fn of_node(&self, image: &Image, node: i32) -> Option<Endpoint> {
+        if node == self.node_id {
+            return self.list.first().cloned();
+        }
+        let broker = image.broker(node).filter(|b| !b.fenced)?;
+        registered(&broker.registration).next()
+    }
+
     /// Where the controller and the group coordinator are.
     ///
     /// # Panics
@@ -99,6 +126,14 @@ impl Endpoints {
             .map_or(self.node_id, |e| e.id);
         move |node| BrokerId(if *node == self.node_id { ours } else { *node })
     }
+}
+
+fn registered(registration: &Registration) -> impl Iterator<Item = Endpoint> {
+    registration.clients.iter().enumerate().map(|(core, address)| Endpoint {
+        id: registration.node + ID_STEP * core as i32,
+        host: address.host.clone(),
+        port: address.port,
+    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use glommio::{LocalExecutorBuilder, Placement};
-use millrace_cluster::metadata::record;
+use millrace_cluster::{metadata::MetadataRecord, raft};
 use millrace_engine::{
     PartitionKey, StorageError,
     batch::{Batch, PayloadFormat},
@@ -137,10 +137,10 @@ async fn topic_names(
     let found = salvage
         .visit::<StorageError>(METADATA_KEY, |batch| {
             if batch.header.format == PayloadFormat::Metadata
-                && let Ok(records) = record::decode(&batch.payload)
+                && let Ok(records) = raft::records_in(&batch.payload)
             {
                 for record in records {
-                    if let record::MetadataRecord::Topic { id, name } = record {
+                    if let MetadataRecord::Topic { id, name } = record {
                         names.insert(Uuid::from_bytes(id), name);
                     }
                 }

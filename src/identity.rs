@@ -55,6 +55,16 @@ pub enum IdentityError {
         /// Asked for.
         given: i64,
     },
+    /// Of another cluster.
+    #[error(
+        "the data folder belongs to cluster {stored}, but the other nodes are cluster {found}; a folder keeps its cluster"
+    )]
+    Cluster {
+        /// In the folder.
+        stored: String,
+        /// What the quorum says.
+        found: String,
+    },
     /// No folder of ours.
     #[error("{path} is no Millrace data folder", path = path.display())]
     NoFolder {
@@ -74,6 +84,9 @@ pub enum IdentityError {
 pub struct Identity {
     /// Kafka's cluster id.
     pub cluster_id: String,
+    /// The folder has not been in a cluster yet: the id is only a proposal.
+    pub is_new: bool,
+    dir: PathBuf,
     /// The node.
     pub node_id: i32,
     /// The folder's own id.
@@ -115,10 +128,10 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     }
     let lock = take_lock(dir)?;
     if !path.exists() {
-        let text = format!(
-            "# Written by Millrace. Do not edit.\nlayout = {LAYOUT}\ncluster_id = \"{}\"\nnode_id = {}\ndirectory_id = \"{}\"\n",
-            kafka_uuid(Uuid::new_v4()),
-            node_id.unwrap_or(0),
+        let text = text(
+            &kafka_uuid(Uuid::new_v4()),
+            true,
+            i64::from(node_id.unwrap_or(0)),
             Uuid::new_v4(),
         );
         write_durably(dir, &path, &text).map_err(io_error(&path))?;
@@ -151,12 +164,45 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     }
     Ok(Identity {
         cluster_id: string("cluster_id")?.to_owned(),
+        is_new: table.get("is_new").and_then(toml::Value::as_bool).unwrap_or(false),
+        dir: dir.to_owned(),
         node_id: i32::try_from(stored).map_err(|_| damaged("node_id is out of range"))?,
         directory_id: string("directory_id")?
             .parse()
             .map_err(|_| damaged("directory_id is no UUID"))?,
         _lock: lock,
     })
+}
+
+fn text(cluster_id: &str, is_new: bool, node_id: i64, directory_id: Uuid) -> String {
+    format!(
+        "# Written by Millrace. Do not edit.\nlayout = {LAYOUT}\ncluster_id = \"{cluster_id}\"\nis_new = {is_new}\nnode_id = {node_id}\n\
+         directory_id = \"{directory_id}\"\n"
+    )
+}
+
+impl Identity {
+    /// Notes the cluster that the node has become part of.
+    ///
+    /// # Errors
+    /// [`IdentityError::Cluster`] if the folder belongs to another one, and the system's.
+    pub fn join(&mut self, cluster_id: &str) -> Result<(), IdentityError> {
+        if !self.is_new {
+            return match self.cluster_id == cluster_id {
+                true => Ok(()),
+                false => Err(IdentityError::Cluster {
+                    stored: self.cluster_id.clone(),
+                    found: cluster_id.to_owned(),
+                }),
+            };
+        }
+        let path = self.dir.join(FILE);
+        let text = text(cluster_id, false, i64::from(self.node_id), self.directory_id);
+        write_durably(&self.dir, &path, &text).map_err(|source| IdentityError::Io { path, source })?;
+        self.cluster_id = cluster_id.to_owned();
+        self.is_new = false;
+        Ok(())
+    }
 }
 
 /// Locks a folder that is a data folder already, without reading more of it: its broker must not run.

@@ -82,12 +82,21 @@ fn bind(address: SocketAddr, count: usize) -> Result<(Vec<TcpListener>, SocketAd
     Ok((all, bound))
 }
 
-/// Binds the Kafka port on every shard, and with `core.endpoints` a port for each shard alone: those that follow. Returns
-/// the address for clients to begin with.
+/// What is bound: sockets of each shard, and what is told of them.
+pub struct Bound {
+    sockets: Vec<Vec<TcpListener>>,
+    /// Told to clients.
+    pub endpoints: Arc<Endpoints>,
+    /// For clients to begin with.
+    pub address: String,
+}
+
+/// Binds the Kafka port for every shard, and with `core.endpoints` a port for each shard alone: those that follow. Clients that
+/// come wait until [`accept`] is called.
 ///
 /// # Errors
 /// An address is in use, or cannot be bound.
-pub async fn everywhere(node: &Rc<Node>, address: SocketAddr) -> Result<String, ListenError> {
+pub fn bind_all(node: &Rc<Node>, address: SocketAddr) -> Result<Bound, ListenError> {
     let shared = &node.shared;
     let shards = node.router.shards();
     let (sockets, bound) = bind(address, shards)?;
@@ -119,9 +128,20 @@ pub async fn everywhere(node: &Rc<Node>, address: SocketAddr) -> Result<String, 
     } else {
         Endpoints::one(shared.node_id, host.clone(), port)
     };
-    let endpoints = Arc::new(endpoints);
-    for (shard, sockets) in sockets.into_iter().enumerate() {
-        let endpoints = Arc::clone(&endpoints);
+    Ok(Bound {
+        sockets,
+        endpoints: Arc::new(endpoints),
+        address: format!("{host}:{port}"),
+    })
+}
+
+/// Lets clients in, on every shard.
+///
+/// # Errors
+/// A shard is gone.
+pub async fn accept(node: &Rc<Node>, bound: Bound) -> Result<(), ListenError> {
+    for (shard, sockets) in bound.sockets.into_iter().enumerate() {
+        let endpoints = Arc::clone(&bound.endpoints);
         let accepting = node.router.call(node, shard, move |n| async move {
             *n.endpoints.borrow_mut() = endpoints;
             // The first one is everybody's.
@@ -129,9 +149,9 @@ pub async fn everywhere(node: &Rc<Node>, address: SocketAddr) -> Result<String, 
                 spawn_accept(&n, socket.into(), index > 0);
             }
         });
-        accepting.await.map_err(|e| ListenError::new(bound, e))?;
+        accepting.await.map_err(|e| ListenError::new(&bound.address, e))?;
     }
-    Ok(format!("{host}:{port}"))
+    Ok(())
 }
 
 fn spawn_accept(node: &Rc<Node>, listener: Listener, to_core: bool) {

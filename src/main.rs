@@ -5,7 +5,9 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use millrace::{
     config::{ConfigError, ENTRIES, Scope, Settings},
-    doctor, export, server,
+    doctor, export,
+    peers::credentials::{Ca, CredentialsError, write_new},
+    server,
 };
 
 #[global_allocator]
@@ -41,8 +43,52 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         topic: Option<String>,
     },
+    /// Certificates of a cluster's nodes.
+    #[command(subcommand)]
+    Cluster(Cluster),
     /// Lists every setting with its default.
     Settings,
+}
+
+#[derive(Subcommand)]
+enum Cluster {
+    /// Makes the CA of a new cluster: ca.pem, which every node gets, and ca.key, which stays with you.
+    InitCa {
+        /// Folder for the two files.
+        #[arg(long, value_name = "DIR", default_value = "millrace-ca")]
+        dir: PathBuf,
+    },
+    /// Makes a node's certificate and key, node-N.pem and node-N.key, for cluster.tls.cert and cluster.tls.key.
+    Issue {
+        /// Folder of the CA; the files are put there, too.
+        #[arg(long, value_name = "DIR", default_value = "millrace-ca")]
+        dir: PathBuf,
+        /// The node's number.
+        #[arg(long, value_name = "N")]
+        node_id: i32,
+    },
+}
+
+impl Cluster {
+    fn run(self) -> Result<(), CredentialsError> {
+        match self {
+            Self::InitCa { dir } => {
+                Ca::new()?.store(&dir)?;
+                println!(
+                    "{0}/ca.pem is for every node (cluster.tls.ca); keep {0}/ca.key to yourself",
+                    dir.display()
+                );
+            }
+            Self::Issue { dir, node_id } => {
+                let (certificate, key) = Ca::load(&dir)?.issue(node_id)?;
+                let path = |end: &str| dir.join(format!("node-{node_id}.{end}"));
+                write_new(&path("pem"), &certificate)?;
+                write_new(&path("key"), &key)?;
+                println!("node {node_id}: {}, {}", path("pem").display(), path("key").display());
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(clap::Args)]
@@ -71,6 +117,12 @@ struct Serve {
     /// Number of this broker [default: 0]
     #[arg(long, value_name = "N")]
     node_id: Option<String>,
+    /// Address that other nodes reach this one at, by QUIC over UDP
+    #[arg(long, value_name = "HOST:PORT")]
+    cluster_listen: Option<String>,
+    /// The nodes that a new cluster begins with, this one among them, for example 1@10.0.0.1:9192,2@10.0.0.2:9192
+    #[arg(long, value_name = "ID@HOST:PORT,…")]
+    peers: Option<String>,
 }
 
 impl Serve {
@@ -93,6 +145,8 @@ impl Serve {
             ("cores", &self.cores),
             ("memory", &self.memory),
             ("node.id", &self.node_id),
+            ("cluster.listen", &self.cluster_listen),
+            ("peers", &self.peers),
         ] {
             if let Some(value) = value {
                 settings.set(name, value)?;
@@ -148,6 +202,13 @@ fn main() -> ExitCode {
                     ExitCode::from(2)
                 }
             }
+            Err(error) => {
+                eprintln!("millrace: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Cluster(cluster) => match cluster.run() {
+            Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("millrace: {error}");
                 ExitCode::FAILURE

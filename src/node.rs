@@ -8,24 +8,29 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use millrace_cluster::metadata::{ConfigResource, Image, TopicImage};
 use millrace_engine::{
-    PartitionKey, PartitionMap,
+    PartitionKey, PartitionMap, StorageError,
     disk::glommio::GlommioHost,
     host::Host,
     log::{LogConfig, LogState},
     shard::Shard,
     sync::{Budget, WaitList},
 };
+use millrace_net::quic::Endpoint;
 use uuid::Uuid;
 
 use crate::{
     config::{Settings, find_topic},
     coordinator::{controller::ControllerDriver, groups::GroupsDriver},
     endpoints::Endpoints,
+    kafka::errors::Failure,
     kafka::{handlers::init_producer_id::ProducerIds, sessions::Sessions},
+    peers::Members,
+    replication::{self, Replication},
     router::Router,
 };
 
@@ -44,8 +49,12 @@ pub const METADATA_KEY: PartitionKey = PartitionKey {
 pub struct Shared {
     /// Broker settings.
     pub settings: Settings,
-    /// Kafka's cluster id.
-    pub cluster_id: String,
+    /// The cluster id in the data folder; what a new cluster is called if this node leads it first.
+    pub own_cluster_id: String,
+    /// Who the cluster begins with.
+    pub members: Members,
+    /// The data folder was made by this start, or has not seen its cluster yet.
+    pub folder_is_new: bool,
     /// This broker.
     pub node_id: i32,
     /// Identity of the data folder (KIP-858).
@@ -54,6 +63,8 @@ pub struct Shared {
     pub data_dir: std::path::PathBuf,
     /// Open connections of all shards.
     pub connections: AtomicUsize,
+    /// The broker was told to stop: it first hands on what it leads.
+    pub stop_wanted: AtomicBool,
     /// The broker is stopping.
     pub stopping: AtomicBool,
 }
@@ -61,9 +72,11 @@ pub struct Shared {
 /// The cluster's metadata and where its partitions live on this node.
 #[derive(Clone, Default, Debug)]
 pub struct View {
+    /// This node.
+    pub me: i32,
     /// Committed metadata.
     pub image: Image,
-    /// Partition → shard.
+    /// Partition → shard, of those that this node holds.
     pub placement: PartitionMap<u32>,
 }
 
@@ -87,6 +100,12 @@ pub struct Node {
     pub sessions: RefCell<Sessions>,
     /// Bytes of requests being read or worked on.
     pub requests: Rc<Budget>,
+    /// Roles of this shard's partitions.
+    pub replication: Replication,
+    /// This shard's port for other nodes, in a cluster.
+    pub peer_endpoint: RefCell<Option<Rc<Endpoint>>>,
+    /// When this shard began; a clock that does not jump.
+    pub started: Instant,
     /// Controller and group coordinator, on shard 0.
     pub coordinator: RefCell<Option<Rc<Coordinator>>>,
     /// Wakes what waits for the stop.
@@ -143,6 +162,9 @@ impl Node {
             view: RefCell::default(),
             sessions: RefCell::new(sessions),
             requests: Budget::new(requests_bytes),
+            replication: Replication::default(),
+            peer_endpoint: RefCell::default(),
+            started: Instant::now(),
             coordinator: RefCell::default(),
             stop: WaitList::default(),
             in_flight: Cell::new(0),
@@ -168,6 +190,39 @@ impl Node {
         self.host.now_ms()
     }
 
+    /// Waits.
+    pub async fn host_sleep(&self, time: Duration) {
+        self.host.sleep(time).await;
+    }
+
+    /// Metadata as far as this shard can know it: on the first one what the quorum says, before it is handed to the others.
+    #[must_use]
+    pub fn known_image(&self) -> Image {
+        match &*self.coordinator.borrow() {
+            Some(coordinator) => coordinator.controller.quorum.image(),
+            None => self.view().image.clone(),
+        }
+    }
+
+    /// The cluster's id: as agreed on, else as the data folder says, where it says one.
+    #[must_use]
+    pub fn cluster_id(&self) -> String {
+        let agreed = self.known_image().cluster_id;
+        if !agreed.is_empty() {
+            return agreed;
+        }
+        if self.shared.folder_is_new {
+            return String::new();
+        }
+        self.shared.own_cluster_id.clone()
+    }
+
+    /// Whether the broker was told to stop, and may still be serving.
+    #[must_use]
+    pub fn is_stop_wanted(&self) -> bool {
+        self.shared.stop_wanted.load(Ordering::Acquire) || self.is_stopping()
+    }
+
     /// Whether the broker is stopping.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
@@ -188,14 +243,19 @@ impl Node {
         )
     }
 
-    /// Takes in new metadata: partitions of this shard are made, removed and configured accordingly.
-    pub fn install(&self, view: Arc<View>, mut recovered: HashMap<PartitionKey, LogState>) {
+    fn forget(&self, key: &PartitionKey) -> Result<(), StorageError> {
+        self.replication.removed(key);
+        self.engine.remove_partition(key)
+    }
+
+    /// Takes in new metadata: partitions of this shard are made, removed and configured accordingly, and take their roles.
+    pub fn install(self: &Rc<Self>, view: Arc<View>, mut recovered: HashMap<PartitionKey, LogState>) {
         let old = self.view.replace(Arc::clone(&view));
         let mine = |p: &PartitionKey| view.placement.get(p).is_some_and(|s| *s as usize == self.shard);
         for partition in self.engine.partitions() {
             if partition.key != METADATA_KEY
                 && !mine(&partition.key)
-                && let Err(error) = self.engine.remove_partition(&partition.key)
+                && let Err(error) = self.forget(&partition.key)
             {
                 tracing::warn!(partition = %partition.key, %error, "a deleted partition's files stay until the next start");
             }
@@ -211,10 +271,10 @@ impl Node {
                 continue;
             }
             let config = log_config(&self.shared.settings, &view.image, topic);
-            for index in 0..topic.partitions.len() as u32 {
+            for (index, image) in topic.partitions.iter().enumerate() {
                 let key = PartitionKey {
                     topic: topic.id,
-                    partition: index,
+                    partition: index as u32,
                 };
                 if !mine(&key) {
                     continue;
@@ -222,26 +282,35 @@ impl Node {
                 match self.engine.partition(&key) {
                     Some(partition) => partition.set_config(config),
                     None => {
-                        let state = recovered.remove(&key).unwrap_or_else(|| LogState::new(key));
+                        let mut state = recovered.remove(&key).unwrap_or_else(|| LogState::new(key));
+                        if image.replicas.len() > 1 {
+                            state.forget_high_watermark();
+                        }
                         self.engine.add_partition(state, config);
                     }
+                }
+                if let Some(partition) = self.engine.partition(&key) {
+                    replication::assign(self, &partition, image);
                 }
             }
         }
     }
 
-    /// Finds a partition of a topic.
-    #[must_use]
-    pub fn resolve(view: &View, topic: &TopicImage, partition: i32) -> Option<Resolved> {
-        let index = usize::try_from(partition).ok()?;
-        let image = topic.partitions.get(index)?;
+    /// Finds a partition of a topic that this node leads.
+    ///
+    /// # Errors
+    /// No such partition, or another node leads it.
+    pub fn resolve(view: &View, topic: &TopicImage, partition: i32) -> Result<Resolved, Failure> {
+        let index = usize::try_from(partition).map_err(|_| Failure::unknown_partition())?;
+        let image = topic.partitions.get(index).ok_or_else(Failure::unknown_partition)?;
         let key = PartitionKey {
             topic: topic.id,
             partition: index as u32,
         };
-        Some(Resolved {
+        let shard = view.placement.get(&key).filter(|_| image.leader == view.me);
+        Ok(Resolved {
             key,
-            shard: *view.placement.get(&key)? as usize,
+            shard: *shard.ok_or_else(Failure::not_leader)? as usize,
             leader_epoch: image.leader_epoch,
             isr: image.isr.len(),
         })

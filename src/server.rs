@@ -1,12 +1,12 @@
 //! Start and stop: in which order, and on which threads.
 //!
-//! Start: folder locked → shard 0 recovers it → metadata read → partitions placed → every shard opens its own → groups
-//! loaded → sockets bound → ready. Stop: no more connections → work in flight ends → everything in segments, with
+//! Start: folder locked → shard 0 recovers it → it joins the metadata quorum → sockets bound → registered as a broker →
+//! partitions placed → every shard opens its own → clients let in → ready. Stop: no more connections → work in flight ends → everything in segments, with
 //! checkpoints → exit.
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{SocketAddr, ToSocketAddrs, UdpSocket},
     path::{Path, PathBuf},
     rc::Rc,
     sync::{
@@ -17,6 +17,7 @@ use std::{
 };
 
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
+use millrace_cluster::metadata::{Address, Image, Registration};
 use millrace_engine::{
     PartitionKey, PartitionMap, StorageError,
     disk::glommio::{GlommioHost, settle},
@@ -25,23 +26,30 @@ use millrace_engine::{
     recovery,
     shard::{Shard, ShardConfig},
 };
+use millrace_net::quic::{Credentials, Endpoint};
 use thiserror::Error;
 
 use crate::{
     config::{ConfigError, Settings, Source, parse_size},
     coordinator::{
-        controller::{self, ControllerDriver, MetadataError},
+        brokers,
+        controller::{self, ControllerDriver},
         groups::GroupsDriver,
+        quorum::{MetadataError, QuorumDriver},
     },
     doctor,
-    identity::{self, IdentityError},
-    listen::{self, ListenError},
+    identity::{self, Identity, IdentityError},
+    listen::{self, Bound, ListenError},
     node::{Coordinator, METADATA_KEY, Node, Shared, View},
+    peers::{self, ClusterConfigError, Members, credentials::CredentialsError, quorum_link::QuorumLink},
+    replication,
     router::{Job, Router},
 };
 
 /// How long a stop waits for requests in flight.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long a stop waits for other nodes to take note of it.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// Smallest memory budget that leaves every part something to work with.
 const MEMORY_MIN: u64 = 64 << 20;
 
@@ -63,12 +71,21 @@ pub enum ServeError {
     /// The metadata log.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
-    /// Consumer groups.
-    #[error("consumer groups cannot be loaded: {0}")]
-    Groups(String),
     /// An address.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Settings of the cluster.
+    #[error(transparent)]
+    Members(#[from] ClusterConfigError),
+    /// Certificates.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The port for other nodes.
+    #[error("{0}")]
+    Cluster(String),
+    /// The cluster does not take this broker.
+    #[error("the cluster refuses this broker: {0}")]
+    Refused(String),
     /// A thread.
     #[error("a shard cannot be started: {0}")]
     Executor(String),
@@ -118,8 +135,13 @@ struct Context {
     router: Router,
     sizes: Sizes,
     listen: SocketAddr,
+    peers: Peers,
+    credentials: Option<Arc<Credentials>>,
     started: Instant,
 }
+
+/// Bound UDP sockets of all shards, and what the others are told of them; none for a node alone.
+type Peers = Arc<Vec<(UdpSocket, Address)>>;
 
 /// What shard 0 tells the others once the folder is recovered.
 struct Init {
@@ -151,39 +173,56 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let sizes = Sizes::new(&settings, cpus.len())?;
     let spin = Duration::from_micros(settings.number("spin.us") as u64);
     let dir = dir.canonicalize().unwrap_or(dir);
+    let members = Members::parse(&settings, identity.node_id)?;
+    let credentials = if members.is_cluster() {
+        Some(Arc::new(peers::credentials::load(
+            &settings,
+            &members,
+            identity.node_id,
+        )?))
+    } else {
+        None
+    };
+    let peers = bind_peers(&settings, &members, identity.node_id, cpus.len())?;
     let (router, mailboxes) = Router::new(cpus.len());
     let context = Context {
         shared: Arc::new(Shared {
             settings,
-            cluster_id: identity.cluster_id.clone(),
+            own_cluster_id: identity.cluster_id.clone(),
+            folder_is_new: identity.is_new,
+            members,
             node_id: identity.node_id,
             directory_id: identity.directory_id,
             data_dir: dir,
             connections: AtomicUsize::new(0),
+            stop_wanted: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }),
         router,
         sizes,
         listen,
+        peers,
+        credentials,
         started,
     };
     watch_signals(&context)?;
 
     let (ready_tx, ready_rx) = flume::unbounded::<usize>();
     let (init_tx, init_rx): (Vec<_>, Vec<_>) = (0..cpus.len()).map(|_| flume::bounded::<Init>(1)).unzip();
-    let mut init_tx = Some(init_tx);
+    // The first shard alone needs the folder's identity: to note the cluster that it joins.
+    let mut first = Some((init_tx, identity));
     let mut threads = Vec::new();
     for (shard, ((cpu, mailbox), init)) in cpus.into_iter().zip(mailboxes).zip(init_rx).enumerate() {
         let (context, ready_tx, ready_rx) = (context.clone(), ready_tx.clone(), ready_rx.clone());
-        let inits = if shard == 0 { init_tx.take() } else { None };
+        let first = if shard == 0 { first.take() } else { None };
         let thread = LocalExecutorBuilder::new(Placement::Fixed(cpu))
             .name(&format!("shard-{shard}"))
             .io_memory(1 << 20)
             .spin_before_park(spin)
             .spawn(move || async move {
                 let (failed, router) = (context.shared.clone(), context.router.clone());
-                let result = match inits {
-                    Some(inits) => first_shard(context, mailbox, inits, ready_rx).await,
+                let result = match first {
+                    Some((inits, identity)) => first_shard(context, mailbox, inits, identity, ready_rx).await,
                     None => other_shard(context, shard, mailbox, init, ready_tx).await,
                 };
                 if let Err(error) = &result {
@@ -208,7 +247,6 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
             result = Err(error);
         }
     }
-    drop(identity);
     result
 }
 
@@ -234,7 +272,7 @@ fn watch_signals(context: &Context) -> Result<(), ServeError> {
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                if shared.stopping.swap(true, Ordering::AcqRel) {
+                if shared.stop_wanted.swap(true, Ordering::AcqRel) {
                     tracing::warn!("told to stop twice: exiting at once");
                     std::process::exit(130);
                 }
@@ -318,6 +356,7 @@ async fn first_shard(
     context: Context,
     mailbox: flume::Receiver<Job>,
     inits: Vec<flume::Sender<Init>>,
+    mut identity: Identity,
     ready: flume::Receiver<usize>,
 ) -> Result<(), ServeError> {
     let host = new_host(&context.shared.data_dir).await?;
@@ -330,9 +369,20 @@ async fn first_shard(
     let engine = Shard::open(host.clone(), shard_config(&context, 0, incarnation)).await?;
     spawn_commits(&engine);
     let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
-    let image = controller::load(&engine, logs.remove(&METADATA_KEY), context.shared.node_id).await?;
-    let placement = controller::place(&image, &PartitionMap::default(), shards);
-    let view = Arc::new(View { image, placement });
+    let node = new_node(&context, 0, engine, host.clone(), mailbox);
+    let registration = join_quorum(&context, &node, logs.remove(&METADATA_KEY), incarnation).await?;
+    let Some((registration, bound)) = registration else {
+        // Told to stop before a quorum was there.
+        return wait_and_stop(&node).await;
+    };
+    let image = node.coordinator().controller.quorum.image();
+    (identity.join(&image.cluster_id)).map_err(ServeError::Identity)?;
+    let placement = controller::place(&image, &PartitionMap::default(), shards, context.shared.node_id);
+    let view = Arc::new(View {
+        me: context.shared.node_id,
+        image,
+        placement,
+    });
     let mut parts: Vec<Vec<LogState>> = (0..shards).map(|_| Vec::new()).collect();
     for (key, state) in logs {
         match view.placement.get(&key) {
@@ -350,26 +400,14 @@ async fn first_shard(
         };
         tx.send_async(init).await.map_err(|_| ServeError::Other)?;
     }
-    let node = new_node(&context, 0, engine, host, mailbox);
-    *node.coordinator.borrow_mut() = Some(Rc::new(Coordinator {
-        controller: ControllerDriver::default(),
-        groups: GroupsDriver::new(&context.shared.settings),
-        producer_ids: crate::kafka::handlers::init_producer_id::ProducerIds::default(),
-    }));
     let partitions = view.placement.len();
-    node.install(view, mine.into_iter().map(|s| (s.key, s)).collect());
+    node.install(Arc::clone(&view), mine.into_iter().map(|s| (s.key, s)).collect());
     for _ in 1..shards {
         ready.recv_async().await.map_err(|_| ServeError::Other)?;
     }
-    let coordinator = node.coordinator();
-    coordinator
-        .groups
-        .load(&node)
-        .await
-        .map_err(|f| ServeError::Groups(f.message))?;
-    let n = Rc::clone(&node);
-    glommio::spawn_local(async move { n.coordinator().groups.run_clock(&n).await }).detach();
-    let address = listen::everywhere(&node, context.listen).await?;
+    spawn_coordination(&node, registration, &view);
+    let address = bound.address.clone();
+    listen::accept(&node, bound).await?;
     tracing::info!(
         shards,
         partitions,
@@ -381,6 +419,127 @@ async fn first_shard(
     );
     println!("millrace: ready, Kafka clients connect to {address}");
     wait_and_stop(&node).await
+}
+
+/// Makes this node a member of the metadata quorum and registers it as a broker; `None` if it is told to stop before that.
+async fn join_quorum(
+    context: &Context,
+    node: &Rc<Node>,
+    recovered: Option<LogState>,
+    incarnation: u64,
+) -> Result<Option<(Registration, Bound)>, ServeError> {
+    let shared = &context.shared;
+    let (me, members) = (shared.node_id, &shared.members);
+    let voters = if members.is_cluster() {
+        members.addresses.keys().copied().collect()
+    } else {
+        vec![me]
+    };
+    let election_ms = shared.settings.number("controller.quorum.election.timeout.ms");
+    let quorum = QuorumDriver::open(&node.engine, recovered, me, voters, election_ms, incarnation).await?;
+    let quorum = Rc::new(quorum);
+    *node.coordinator.borrow_mut() = Some(Rc::new(Coordinator {
+        controller: ControllerDriver::new(Rc::clone(&quorum)),
+        groups: GroupsDriver::new(&shared.settings),
+        producer_ids: crate::kafka::handlers::init_producer_id::ProducerIds::default(),
+    }));
+    let peers = context.peers.iter().map(|(_, address)| address.clone()).collect();
+    serve_peers(context, node)?;
+    for peer in members.addresses.keys().copied().filter(|n| *n != me) {
+        let link = Rc::new(QuorumLink::default());
+        quorum.add_link(peer, Rc::clone(&link));
+        let n = Rc::clone(node);
+        glommio::spawn_local(async move { link.run(&n, peer).await }).detach();
+    }
+    let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
+    glommio::spawn_local(async move { q.run(&n.engine).await }).detach();
+    let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
+    glommio::spawn_local(async move { q.run_clock(&n.host, || n.is_stopping()).await }).detach();
+
+    let bound = listen::bind_all(node, context.listen)?;
+    let clients = bound.endpoints.all().iter().map(|e| Address {
+        host: e.host.clone(),
+        port: e.port,
+    });
+    let rack = Some(shared.settings.get("broker.rack").to_owned());
+    let registration = Registration {
+        node: me,
+        incarnation: uuid::Uuid::new_v4().into_bytes(),
+        directory: shared.directory_id.into_bytes(),
+        clients: clients.collect(),
+        peers,
+        rack: rack.filter(|r| !r.is_empty()),
+    };
+    let stopped = async {
+        node.stop.wait(|| node.is_stop_wanted().then_some(())).await;
+        None
+    };
+    let registering = async { Some(brokers::register(node, &registration).await) };
+    match futures_lite::future::or(registering, stopped).await {
+        None => Ok(None),
+        Some(Err(refused)) => Err(ServeError::Refused(refused.message)),
+        Some(Ok(())) => Ok(Some((registration, bound))),
+    }
+}
+
+/// Starts what the coordinator shard does for as long as the node runs.
+fn spawn_coordination(node: &Rc<Node>, registration: Registration, view: &Arc<View>) {
+    node.coordinator()
+        .groups
+        .metadata_changed(node, &Image::default(), &view.image);
+    let n = Rc::clone(node);
+    glommio::spawn_local(async move { n.coordinator().controller.run_installs(&n).await }).detach();
+    let n = Rc::clone(node);
+    glommio::spawn_local(async move { n.coordinator().groups.run_clock(&n).await }).detach();
+    let n = Rc::clone(node);
+    glommio::spawn_local(async move { brokers::run(&n, registration).await }).detach();
+}
+
+/// Lets other nodes reach this shard.
+fn serve_peers(context: &Context, node: &Rc<Node>) -> Result<(), ServeError> {
+    let Some((socket, _)) = context.peers.get(node.shard) else {
+        return Ok(());
+    };
+    let socket = socket.try_clone().map_err(|e| ServeError::Executor(e.to_string()))?;
+    let credentials = context.credentials.as_ref().expect("a cluster has certificates");
+    let endpoint = Endpoint::new(socket, credentials).map_err(|e| ServeError::Cluster(e.to_string()))?;
+    let endpoint = Rc::new(endpoint);
+    *node.peer_endpoint.borrow_mut() = Some(Rc::clone(&endpoint));
+    glommio::spawn_local(peers::serve::run(Rc::clone(node), endpoint)).detach();
+    glommio::spawn_local(replication::leading::run(Rc::clone(node))).detach();
+    Ok(())
+}
+
+/// A UDP socket for each shard, and what the others are told of them.
+fn bind_peers(settings: &Settings, members: &Members, node_id: i32, shards: usize) -> Result<Peers, ServeError> {
+    let Some(told) = members.addresses.get(&node_id) else {
+        return Ok(Arc::new(Vec::new()));
+    };
+    let configured = settings.get("cluster.listen");
+    let fail = |e: String| {
+        ServeError::Cluster(format!(
+            "cannot listen on {configured}: {e}; choose another address with --cluster-listen HOST:PORT"
+        ))
+    };
+    let address = configured
+        .to_socket_addrs()
+        .map_err(|e| fail(e.to_string()))?
+        .next()
+        .ok_or_else(|| fail("the name has no address".into()))?;
+    let host = told.rsplit_once(':').map_or(told.as_str(), |(host, _)| host);
+    let mut sockets = Vec::with_capacity(shards);
+    for shard in 0..shards {
+        let wanted = if shard == 0 {
+            address
+        } else {
+            SocketAddr::new(address.ip(), 0)
+        };
+        let socket = millrace_net::quic::bind(wanted).map_err(|e| fail(e.to_string()))?;
+        let port = socket.local_addr().map_err(|e| fail(e.to_string()))?.port();
+        let host = host.to_owned();
+        sockets.push((socket, Address { host, port }));
+    }
+    Ok(Arc::new(sockets))
 }
 
 /// Files of a partition that the metadata no longer knows: its deletion was committed, the files were left by a crash.
@@ -403,6 +562,7 @@ async fn other_shard(
     let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
     spawn_commits(&engine);
     let node = new_node(&context, shard, engine, host, mailbox);
+    serve_peers(&context, &node)?;
     node.install(init.view, init.partitions.into_iter().map(|s| (s.key, s)).collect());
     ready.send_async(shard).await.map_err(|_| ServeError::Other)?;
     drop(ready);
@@ -410,6 +570,14 @@ async fn other_shard(
 }
 
 async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
+    if node.shard == 0 {
+        node.stop.wait(|| node.is_stop_wanted().then_some(())).await;
+        if !node.is_stopping() {
+            brokers::resign(node).await;
+            node.shared.stopping.store(true, Ordering::Release);
+            node.router.wake_all();
+        }
+    }
     node.stop.wait(|| node.is_stopping().then_some(())).await;
     let until = Instant::now() + DRAIN;
     while node.in_flight.get() > 0 && Instant::now() < until {
@@ -417,6 +585,11 @@ async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
     }
     if let Some(stage) = node.engine.poisoned() {
         return Err(StorageError::Poisoned { stage }.into());
+    }
+    let endpoint = node.peer_endpoint.take();
+    if let Some(endpoint) = endpoint {
+        // The peers need not find out by themselves; those that are gone are not waited for.
+        futures_lite::future::or(endpoint.close(), node.host.sleep(FAREWELL)).await;
     }
     node.engine.close().await?;
     tracing::info!(shard = node.shard, "stopped");

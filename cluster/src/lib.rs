@@ -8,3 +8,5 @@ pub mod controller;
 pub mod group;
 pub mod metadata;
 pub mod raft;
+pub mod replica;
+pub mod simulation;

@@ -365,7 +365,7 @@ fn what_was_persisted_brings_the_group_back() {
         let record = records::decode(key, value.as_deref(), after.now).expect("decodes");
         after.groups.load(record, after.now);
     }
-    after.groups.loaded(after.now);
+    after.groups.loaded(|_| true, after.now);
     assert_eq!(after.state(), GroupState::Stable);
     assert_eq!(after.heartbeat(&one, generation), Ok(()), "no needless rebalance");
     assert_eq!(after.heartbeat(&two, generation), Ok(()));

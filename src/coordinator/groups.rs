@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use kafka_protocol::ResponseError;
 use millrace_cluster::{
     controller::topics::{self, NewTopic},
     group::{
@@ -16,6 +17,7 @@ use millrace_cluster::{
         offsets::Committed,
         records,
     },
+    metadata::Image,
 };
 use millrace_engine::{
     PartitionKey,
@@ -38,6 +40,8 @@ const SNAPSHOT_BYTES: u64 = 16 << 20;
 /// Appends take one of these each and hold it until the state knows of them; a snapshot and the expiry of offsets
 /// take all, so that what they read and what the log says are the same.
 const APPENDS: u64 = 1 << 20;
+/// How long a request about a group waits for its partition to be loaded.
+const LOAD_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of records in one batch of a snapshot.
 const SNAPSHOT_BATCH_BYTES: usize = 256 << 10;
 
@@ -58,7 +62,10 @@ pub struct GroupsDriver {
     draining: Rc<Budget>,
     creating: Rc<Budget>,
     appends: Rc<Budget>,
-    loaded: Cell<bool>,
+    /// Partitions of the offsets topic whose groups are here, and the epoch of this node's leadership of each; `false` while
+    /// they are being loaded.
+    loaded: RefCell<HashMap<u32, (i32, bool)>>,
+    loads: WaitList,
     snapshot_at: RefCell<HashMap<u32, u64>>,
 }
 
@@ -99,38 +106,95 @@ impl GroupsDriver {
             draining: Budget::new(1),
             creating: Budget::new(1),
             appends: Budget::new(APPENDS),
-            loaded: Cell::new(false),
+            loaded: RefCell::default(),
+            loads: WaitList::default(),
             snapshot_at: RefCell::default(),
         }
     }
 
-    /// Reads all groups from the log.
-    ///
-    /// # Errors
-    /// [`Failure`] if the log cannot be read.
-    pub async fn load(&self, node: &Rc<Node>) -> Result<(), Failure> {
-        let now = node.now_ms();
-        let view = node.view();
-        if let Some(topic) = view.image.topic(OFFSETS_TOPIC) {
-            for partition in 0..topic.partitions.len() as u32 {
-                let key = PartitionKey {
-                    topic: topic.id,
-                    partition,
-                };
-                let Some(log) = node.engine.partition(&key) else {
-                    continue;
-                };
-                let start = log.status().log_start;
-                node.engine
-                    .visit(key, start, |batch| {
-                        self.load_batch(&batch.payload, now);
-                        true
+    /// Takes in new metadata: groups of partitions that this node leads now are loaded, those of others forgotten, and
+    /// offsets of deleted topics forgotten, too.
+    pub fn metadata_changed(&self, node: &Rc<Node>, before: &Image, after: &Image) {
+        if let Some(topic) = after.topic(OFFSETS_TOPIC) {
+            for (index, partition) in topic.partitions.iter().enumerate() {
+                let (index, epoch) = (index as u32, partition.leader_epoch);
+                let leads = partition.leader == node.shared.node_id;
+                let known = self.loaded.borrow().get(&index).map(|(epoch, _)| *epoch);
+                if known.is_some() && (!leads || known != Some(epoch)) {
+                    self.unload(node, index, topic.partitions.len());
+                }
+                if leads && known != Some(epoch) {
+                    self.loaded.borrow_mut().insert(index, (epoch, false));
+                    let key = PartitionKey {
+                        topic: topic.id,
+                        partition: index,
+                    };
+                    let (node, partitions) = (Rc::clone(node), topic.partitions.len());
+                    glommio::spawn_local(async move {
+                        let groups = &node.coordinator().groups;
+                        if let Err(failure) = groups.load(&node, key, epoch, partitions).await {
+                            tracing::warn!(partition = index, error = failure.message, "groups could not be loaded");
+                            let mut loaded = groups.loaded.borrow_mut();
+                            if loaded.get(&index) == Some(&(epoch, false)) {
+                                loaded.remove(&index);
+                            }
+                        }
+                        groups.loads.wake_all();
                     })
-                    .await?;
+                    .detach();
+                }
             }
         }
-        self.state.borrow_mut().loaded(now);
-        self.loaded.set(true);
+        let removed = before.topics().filter(|t| after.topic_by_id(&t.id).is_none());
+        let removed: Vec<String> = removed.map(|t| t.name.clone()).collect();
+        if !removed.is_empty() {
+            // Not waited for: the groups may themselves be waiting for a change of the metadata.
+            let node = Rc::clone(node);
+            glommio::spawn_local(async move {
+                for topic in removed {
+                    node.coordinator().groups.topic_deleted(&node, &topic).await;
+                }
+            })
+            .detach();
+        }
+    }
+
+    fn unload(&self, node: &Rc<Node>, index: u32, partitions: usize) {
+        self.loaded.borrow_mut().remove(&index);
+        self.snapshot_at.borrow_mut().remove(&index);
+        self.state
+            .borrow_mut()
+            .unload(|group| partition_of(group, partitions) == index);
+        self.loads.wake_all();
+        let node = Rc::clone(node);
+        glommio::spawn_local(async move { node.coordinator().groups.after_change(&node).await }).detach();
+    }
+
+    /// Reads the groups of a partition that this node leads from its log, once it is known what of it the replicas hold.
+    async fn load(&self, node: &Rc<Node>, key: PartitionKey, epoch: i32, partitions: usize) -> Result<(), Failure> {
+        let gone = || Failure::from(GroupError::NotCoordinator);
+        let slot = node.replication.slot(&key).ok_or_else(gone)?;
+        slot.wait_end_known(epoch).await?;
+        let now = node.now_ms();
+        let start = slot.partition.status().log_start;
+        node.engine
+            .visit(key, start, |batch| {
+                self.load_batch(&batch.payload, now);
+                true
+            })
+            .await?;
+        let index = key.partition;
+        if self.loaded.borrow().get(&index) != Some(&(epoch, false)) {
+            // It was lost again, or won anew, while it was read.
+            self.state
+                .borrow_mut()
+                .unload(|group| partition_of(group, partitions) == index);
+            return Err(gone());
+        }
+        self.state
+            .borrow_mut()
+            .loaded(|group| partition_of(group, partitions) == index, now);
+        self.loaded.borrow_mut().insert(index, (epoch, true));
         self.wake_clock();
         Ok(())
     }
@@ -200,6 +264,13 @@ impl GroupsDriver {
                         })
                         .collect::<Vec<_>>();
                     if let Err(failure) = self.append(node, &group, &records).await {
+                        if matches!(
+                            failure.error,
+                            ResponseError::NotCoordinator | ResponseError::NotLeaderOrFollower
+                        ) {
+                            // Another coordinator has the group, and its own idea of it.
+                            continue;
+                        }
                         // The group goes on; after a restart its members would join again.
                         tracing::error!(group, error = failure.message, "a group's state could not be persisted");
                     }
@@ -226,11 +297,42 @@ impl GroupsDriver {
         reply
     }
 
-    fn ready(&self) -> Result<(), GroupError> {
-        if self.loaded.get() {
-            Ok(())
-        } else {
+    /// Whether this node coordinates a group, and has it loaded; waits a while for that. With `create` the topic is created if
+    /// it is not there; without it there are no groups at all then, and nothing to wait for.
+    async fn ready(&self, node: &Rc<Node>, group: &str, create: bool) -> Result<(), GroupError> {
+        if node.view().image.topic(OFFSETS_TOPIC).is_none() {
+            if !create {
+                return Ok(());
+            }
+            if let Err(failure) = self.create_topic(node).await {
+                tracing::warn!(error = failure.message, "{OFFSETS_TOPIC} could not be created");
+                return Err(GroupError::Loading);
+            }
+        }
+        let loading = self.loads.wait(|| match self.is_loaded(node, group) {
+            Err(GroupError::Loading) => None,
+            other => Some(other),
+        });
+        let patience = async {
+            node.host.sleep(LOAD_PATIENCE).await;
             Err(GroupError::Loading)
+        };
+        futures_lite::future::or(loading, patience).await
+    }
+
+    /// Whether this node coordinates a group, and has it loaded.
+    ///
+    /// # Errors
+    /// [`GroupError::NotCoordinator`], [`GroupError::Loading`].
+    pub fn is_loaded(&self, node: &Rc<Node>, group: &str) -> Result<(), GroupError> {
+        let view = node.view();
+        let topic = view.image.topic(OFFSETS_TOPIC).ok_or(GroupError::NotCoordinator)?;
+        let index = partition_of(group, topic.partitions.len());
+        match self.loaded.borrow().get(&index) {
+            Some((_, true)) => Ok(()),
+            Some((_, false)) => Err(GroupError::Loading),
+            None if topic.partitions[index as usize].leader == node.shared.node_id => Err(GroupError::Loading),
+            None => Err(GroupError::NotCoordinator),
         }
     }
 
@@ -239,7 +341,8 @@ impl GroupsDriver {
     /// # Errors
     /// The error and the member id to answer with.
     pub async fn join(&self, node: &Rc<Node>, join: Join) -> Result<Joined, (GroupError, String)> {
-        self.ready().map_err(|e| (e, join.member_id.clone()))?;
+        let ready = self.ready(node, &join.group, !join.group.is_empty()).await;
+        ready.map_err(|e| (e, join.member_id.clone()))?;
         let reply = self.reply();
         self.state.borrow_mut().join(reply, join, node.now_ms());
         self.after_change(node).await;
@@ -262,7 +365,7 @@ impl GroupsDriver {
         protocol: (Option<&str>, Option<&str>),
         assignments: Vec<(String, Bytes)>,
     ) -> Result<Synced, GroupError> {
-        self.ready()?;
+        self.ready(node, group, false).await?;
         let reply = self.reply();
         self.state
             .borrow_mut()
@@ -275,16 +378,22 @@ impl GroupsDriver {
         }
     }
 
-    /// Anything that is answered at once.
+    /// All groups that are loaded here.
+    pub fn look<T>(&self, look: impl FnOnce(&Coordinator) -> T) -> T {
+        look(&self.state.borrow())
+    }
+
+    /// Anything about a group that is answered at once.
     ///
     /// # Errors
-    /// [`GroupError::Loading`] before the groups are there.
+    /// The group's, and [`GroupError::NotCoordinator`], [`GroupError::Loading`].
     pub async fn with<T>(
         &self,
         node: &Rc<Node>,
+        group: &str,
         act: impl FnOnce(&mut Coordinator, i64) -> Result<T, GroupError>,
     ) -> Result<T, GroupError> {
-        self.ready()?;
+        self.ready(node, group, false).await?;
         let result = act(&mut self.state.borrow_mut(), node.now_ms());
         self.after_change(node).await;
         result
@@ -349,18 +458,16 @@ impl GroupsDriver {
         let payload = kafka_batch::build(records, (-1, -1, -1));
         let (info, _) = kafka_batch::parse(&payload).map_err(millrace_engine::AppendError::Batch)?;
         let permit = node.engine.admit(payload.len()).await;
+        let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader)?;
+        slot.check_leads(epoch)?;
         let appended = node.engine.append(key, epoch, vec![(info, payload)], permit)?;
-        if let Some(log) = node.engine.partition(&key) {
-            log.wait_high_watermark(appended.end_offset).await?;
-        }
+        slot.wait_acknowledged(epoch, appended.end_offset, true, 1).await?;
         Ok(appended.base_offset)
     }
 
-    /// The group's partition; the topic is created when the first group needs it.
+    /// The group's partition, and the epoch under which this node leads it.
     async fn partition_for(&self, node: &Rc<Node>, group: &str) -> Result<(PartitionKey, i32), Failure> {
-        if node.view().image.topic(OFFSETS_TOPIC).is_none() {
-            self.create_topic(node).await?;
-        }
+        self.ready(node, group, true).await?;
         let view = node.view();
         let topic = view
             .image
@@ -371,7 +478,9 @@ impl GroupsDriver {
             topic: topic.id,
             partition,
         };
-        Ok((key, topic.partitions[partition as usize].leader_epoch))
+        let loaded = self.loaded.borrow().get(&partition).copied();
+        let (epoch, _) = loaded.ok_or(GroupError::NotCoordinator)?;
+        Ok((key, epoch))
     }
 
     /// Makes `__consumer_offsets` if it is not there.
@@ -383,17 +492,23 @@ impl GroupsDriver {
         let topic = NewTopic {
             name: OFFSETS_TOPIC.into(),
             partitions: node.shared.settings.number("offsets.topic.num.partitions") as i32,
-            replication_factor: -1,
+            replication_factor: 1,
             assignments: Vec::new(),
             configs: Vec::new(),
         };
-        let defaults = controller::defaults(node);
+        let wanted = node.shared.settings.number("offsets.topic.replication.factor") as i16;
         node.coordinator()
             .controller
             .change(node, |image| {
                 if image.topic(OFFSETS_TOPIC).is_some() {
                     return (Vec::new(), Ok(()));
                 }
+                let defaults = controller::defaults(node, image);
+                let topic = NewTopic {
+                    // A small cluster has fewer brokers than that.
+                    replication_factor: wanted.min(defaults.brokers.len() as i16),
+                    ..topic.clone()
+                };
                 match topics::create(image, &defaults, &Known, &topic, Uuid::new_v4()) {
                     Ok(records) => (records, Ok(())),
                     Err(error) => (Vec::new(), Err(Failure::from(error))),

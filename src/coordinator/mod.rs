@@ -1,4 +1,6 @@
-//! Drivers of the coordinator shard: the controller's metadata log and the group coordinator.
+//! Drivers of the coordinator shard: the metadata quorum's member, changes of the metadata, brokers, and the group coordinator.
 
+pub mod brokers;
 pub mod controller;
 pub mod groups;
+pub mod quorum;

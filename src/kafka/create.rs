@@ -23,10 +23,10 @@ pub type Created = Result<Uuid, Failure>;
 pub async fn topics(node: &Rc<Node>, new: Vec<NewTopic>, validate_only: bool) -> Result<Vec<Created>, Failure> {
     node.router
         .call(node, 0, move |n| async move {
-            let defaults = defaults(&n);
             n.coordinator()
                 .controller
                 .change(&n, |image| {
+                    let defaults = defaults(&n, image);
                     let mut image = image.clone();
                     let mut records = Vec::new();
                     let mut times_named: HashMap<&str, usize> = HashMap::new();

@@ -46,6 +46,15 @@ impl Failure {
         )
     }
 
+    /// Another broker leads the partition.
+    #[must_use]
+    pub fn not_leader() -> Self {
+        Self::new(
+            ResponseError::NotLeaderOrFollower,
+            "this broker does not lead the partition: ask for metadata again",
+        )
+    }
+
     /// No such topic or partition.
     #[must_use]
     pub fn unknown_partition() -> Self {
@@ -136,6 +145,7 @@ impl From<ControllerError> for Failure {
             ControllerError::InvalidReplicaAssignment { .. } => ResponseError::InvalidReplicaAssignment,
             ControllerError::InvalidConfig { .. } => ResponseError::InvalidConfig,
             ControllerError::InvalidRequest { .. } => ResponseError::InvalidRequest,
+            ControllerError::DuplicateBroker { .. } => ResponseError::DuplicateBrokerRegistration,
             ControllerError::PolicyViolation { .. } => ResponseError::PolicyViolation,
         };
         Self::new(code, e.to_string())
@@ -148,8 +158,9 @@ impl From<MetadataError> for Failure {
             MetadataError::Append(_)
             | MetadataError::Read(_)
             | MetadataError::Storage(_)
+            | MetadataError::Quorum(_)
             | MetadataError::Decode(_) => ResponseError::KafkaStorageError,
-            MetadataError::Stopping(_) => ResponseError::NotController,
+            MetadataError::NoQuorum | MetadataError::Stopping(_) => ResponseError::NotController,
         };
         Self::new(code, e.to_string())
     }
@@ -171,6 +182,7 @@ impl From<GroupError> for Failure {
             GroupError::NonEmptyGroup => ResponseError::NonEmptyGroup,
             GroupError::SubscribedToTopic => ResponseError::GroupSubscribedToTopic,
             GroupError::MetadataTooLarge => ResponseError::OffsetMetadataTooLarge,
+            GroupError::NotCoordinator => ResponseError::NotCoordinator,
             GroupError::Loading => ResponseError::CoordinatorLoadInProgress,
         };
         Self::new(code, e.to_string())

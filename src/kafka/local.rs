@@ -11,11 +11,12 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
+use kafka_protocol::ResponseError;
 use millrace_engine::{BatchError, PartitionKey, ReadError, host::Host, kafka_batch::BatchInfo, shard::Partition};
 use millrace_net::kafka::compression;
 
 use super::errors::Failure;
-use crate::node::Node;
+use crate::{node::Node, replication::Slot};
 
 /// Batches for one partition.
 #[derive(Debug)]
@@ -26,6 +27,19 @@ pub struct Append {
     pub epoch: i32,
     /// What, checked.
     pub batches: Vec<(BatchInfo, Bytes)>,
+    /// Replicas in sync that it takes.
+    pub min_insync: usize,
+}
+
+/// When an append is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// At once.
+    No,
+    /// When it is durable here.
+    Durable,
+    /// When every replica in sync has it, for at most so long.
+    InSync(Duration),
 }
 
 /// An acknowledged append.
@@ -37,33 +51,58 @@ pub struct Acked {
     pub log_start: i64,
 }
 
-/// Appends to partitions of this shard in order, then waits until all are durable as their flush policy asks.
-pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: bool) -> Vec<Result<Acked, Failure>> {
+/// Appends to partitions of this shard in order, then waits until all are held as they are to be.
+pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: Wait) -> Vec<Result<Acked, Failure>> {
     let mut appended = Vec::with_capacity(appends.len());
     for append in appends {
         let bytes = append.batches.iter().map(|(_, b)| b.len()).sum();
         let permit = node.engine.admit(bytes).await;
-        let key = append.key;
-        appended.push((key, node.engine.append(key, append.epoch, append.batches, permit)));
+        let (key, epoch, min_insync) = (append.key, append.epoch, append.min_insync);
+        let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader);
+        let done = slot.and_then(|slot| {
+            slot.check_leads(epoch)?;
+            let done = node.engine.append(key, epoch, append.batches, permit)?;
+            Ok((slot, done))
+        });
+        appended.push((epoch, min_insync, done));
     }
     let mut acked = Vec::with_capacity(appended.len());
-    for (key, result) in appended {
-        acked.push(match result {
-            Err(error) => Err(error.into()),
-            Ok(appended) => {
-                let done = match node.engine.partition(&key) {
-                    Some(partition) if wait => partition.wait_high_watermark(appended.end_offset).await,
-                    _ => Ok(()),
-                };
-                done.map(|()| Acked {
-                    base_offset: appended.base_offset,
-                    log_start: appended.log_start,
-                })
-                .map_err(Failure::from)
-            }
+    for (epoch, min_insync, done) in appended {
+        acked.push(match done {
+            Err(failure) => Err(failure),
+            Ok((slot, done)) => acknowledge(node, &slot, epoch, done.end_offset, min_insync, wait)
+                .await
+                .map(|()| Acked {
+                    base_offset: done.base_offset,
+                    log_start: done.log_start,
+                }),
         });
     }
     acked
+}
+
+async fn acknowledge(
+    node: &Rc<Node>,
+    slot: &Slot,
+    epoch: i32,
+    end: i64,
+    min_insync: usize,
+    wait: Wait,
+) -> Result<(), Failure> {
+    match wait {
+        Wait::No => Ok(()),
+        Wait::InSync(patience) if slot.in_sync().is_some() => {
+            let patience = async {
+                node.host.sleep(patience).await;
+                Err(Failure::new(
+                    ResponseError::RequestTimedOut,
+                    "the replicas in sync did not all answer in time",
+                ))
+            };
+            futures_lite::future::or(slot.wait_acknowledged(epoch, end, true, min_insync), patience).await
+        }
+        Wait::Durable | Wait::InSync(_) => slot.wait_acknowledged(epoch, end, false, 1).await,
+    }
 }
 
 /// One partition of a fetch.
@@ -234,7 +273,11 @@ pub async fn lookup(node: &Rc<Node>, key: PartitionKey, lookup: Lookup) -> Resul
     };
     let time = match lookup {
         Lookup::Earliest => return Ok(at(status.log_start)),
-        Lookup::Latest => return Ok(at(status.high_watermark)),
+        Lookup::Latest => {
+            let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader)?;
+            slot.check_end_known()?;
+            return Ok(at(status.high_watermark));
+        }
         Lookup::Time(time) => time,
         Lookup::MaxTimestamp => {
             let max = partition.with_state(|s| s.segments().iter().map(|s| s.max_timestamp).max());

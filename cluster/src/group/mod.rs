@@ -54,6 +54,9 @@ pub enum GroupError {
     /// Commit metadata longer than `offset.metadata.max.bytes`.
     #[error("the commit's metadata is too long")]
     MetadataTooLarge,
+    /// Another broker coordinates the group.
+    #[error("another broker coordinates the group")]
+    NotCoordinator,
     /// Not loaded from the log yet.
     #[error("the coordinator is loading")]
     Loading,

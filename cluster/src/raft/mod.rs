@@ -7,3 +7,4 @@ pub mod quorum;
 pub mod storage;
 
 pub use quorum::{Applied, Begun, Finished, Outgoing, Quorum, QuorumConfig, QuorumError};
+pub use storage::records_in;

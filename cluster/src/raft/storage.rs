@@ -9,7 +9,10 @@ use raft::{
 };
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::metadata::record::{self, DecodeError};
+use crate::metadata::{
+    MetadataRecord, Proposal,
+    record::{self, DecodeError},
+};
 
 /// An entry of the quorum's log. Of the library's kinds of entries only two are used: a change, and a change of the members.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
@@ -124,6 +127,25 @@ impl From<StoredSnapshot> for Snapshot {
         metadata.set_conf_state(s.members.into());
         snapshot
     }
+}
+
+/// The metadata records in a persisted record, whether they came to count or not: for those who save what they can of a damaged
+/// log.
+///
+/// # Errors
+/// [`DecodeError`].
+pub fn records_in(bytes: &[u8]) -> Result<Vec<MetadataRecord>, DecodeError> {
+    let stored: Stored = record::decode(bytes)?;
+    let mut records = Vec::new();
+    if let Some(snapshot) = stored.snapshot {
+        records.extend(record::decode::<crate::metadata::Snapshot>(&snapshot.data)?.records);
+    }
+    for entry in stored.entries.iter().filter(|e| !e.data.is_empty()) {
+        if let Ok(proposal) = record::decode::<Proposal>(&entry.data) {
+            records.extend(proposal.records);
+        }
+    }
+    Ok(records)
 }
 
 /// The bytes to persist for a step.

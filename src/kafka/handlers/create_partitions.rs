@@ -25,7 +25,7 @@ pub async fn handle(node: &Rc<Node>, request: CreatePartitionsRequest) -> Create
         });
         let (name, count) = (topic.name.to_string(), topic.count);
         let grown = propose(node, request.validate_only, move |n, image| {
-            topics::grow(image, &defaults(n), &name, count, assignments.as_deref()).map_err(Failure::from)
+            topics::grow(image, &defaults(n, image), &name, count, assignments.as_deref()).map_err(Failure::from)
         })
         .await;
         results.push(match grown {

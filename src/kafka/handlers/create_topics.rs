@@ -57,7 +57,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: CreateTopicsRequest)
                     }
                     if version >= 5 {
                         let image = view.image.topic(&new.name);
-                        let defaults = crate::coordinator::controller::defaults(node);
+                        let defaults = crate::coordinator::controller::defaults(node, &view.image);
                         topic.num_partitions = match image {
                             Some(image) => image.partitions.len() as i32,
                             None if new.assignments.is_empty() && new.partitions == -1 => defaults.partitions,

@@ -16,7 +16,10 @@ pub async fn handle(node: &Rc<Node>, request: DeleteGroupsRequest) -> DeleteGrou
         let deleted = node
             .router
             .call(node, 0, move |n| async move {
-                n.coordinator().groups.with(&n, |groups, _| groups.delete(&group)).await
+                n.coordinator()
+                    .groups
+                    .with(&n, &group, |groups, _| groups.delete(&group))
+                    .await
             })
             .await;
         let code = match deleted {

@@ -30,7 +30,7 @@ pub async fn handle(node: &Rc<Node>, request: DeleteRecordsRequest) -> DeleteRec
         for asked in topic.partitions {
             let resolved = match &image {
                 Ok(image) if image.name == OFFSETS_TOPIC => Err(Failure::from(ResponseError::InvalidTopicException)),
-                Ok(image) => Node::resolve(&view, image, asked.partition_index).ok_or_else(Failure::unknown_partition),
+                Ok(image) => Node::resolve(&view, image, asked.partition_index),
                 Err(failure) => Err(failure.clone()),
             };
             let mut result = DeleteRecordsPartitionResult::default()

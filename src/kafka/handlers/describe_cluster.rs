@@ -21,14 +21,16 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeClusterRequest) -
             )));
     }
     let endpoints = node.endpoints();
-    let brokers = endpoints.all().iter().map(|e| {
+    let view = node.view();
+    let brokers = endpoints.of_cluster(&view.image).into_iter().map(|(e, rack)| {
         DescribeClusterBroker::default()
             .with_broker_id(e.id.into())
-            .with_host(StrBytes::from_string(e.host.clone()))
+            .with_host(StrBytes::from_string(e.host))
             .with_port(i32::from(e.port))
+            .with_rack(rack.map(StrBytes::from_string))
     });
     let response = DescribeClusterResponse::default()
-        .with_cluster_id(StrBytes::from_string(node.shared.cluster_id.clone()))
+        .with_cluster_id(StrBytes::from_string(view.image.cluster_id.clone()))
         .with_controller_id(endpoints.coordinator().id.into())
         .with_cluster_authorized_operations(OPERATIONS_UNKNOWN)
         .with_brokers(brokers.collect());

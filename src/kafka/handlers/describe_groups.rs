@@ -24,20 +24,18 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: DescribeGroupsReques
     let groups = node
         .router
         .call(node, 0, move |n| async move {
-            n.coordinator()
-                .groups
-                .with(&n, |groups, _| {
-                    Ok(asked.iter().map(|id| groups.group(id).cloned()).collect::<Vec<_>>())
-                })
-                .await
+            let mut found = Vec::with_capacity(asked.len());
+            for id in asked {
+                let coordinator = n.coordinator();
+                let look = coordinator
+                    .groups
+                    .with(&n, &id, |groups, _| Ok(groups.group(&id).cloned()));
+                found.push(look.await.map_err(Failure::from));
+            }
+            found
         })
         .await;
-    let failed = match &groups {
-        Ok(Ok(_)) => 0,
-        Ok(Err(error)) => Failure::from(*error).code(),
-        Err(_) => Failure::coordinator_not_available().code(),
-    };
-    let mut found = groups.ok().and_then(Result::ok).unwrap_or_default().into_iter();
+    let mut found = groups.unwrap_or_default().into_iter();
     let described = request
         .groups
         .into_iter()
@@ -46,10 +44,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: DescribeGroupsReques
             if version >= 3 {
                 out.authorized_operations = OPERATIONS_UNKNOWN;
             }
-            match found.next().flatten() {
-                _ if failed != 0 => out.with_error_code(failed),
-                Some(group) => describe(out, &group, version),
-                None => {
+            let unavailable = || Err(Failure::coordinator_not_available());
+            match found.next().unwrap_or_else(unavailable) {
+                Err(failure) => out.with_error_code(failure.code()),
+                Ok(Some(group)) => describe(out, &group, version),
+                Ok(None) => {
                     out.group_state = StrBytes::from_static_str("Dead");
                     if version >= 6 {
                         out.error_code = ResponseError::GroupIdNotFound.code();

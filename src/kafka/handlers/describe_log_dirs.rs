@@ -30,13 +30,17 @@ pub async fn handle(
     let mut work: Vec<(usize, PartitionKey)> = Vec::new();
     let mut names = Vec::new();
     for topic in view.image.topics() {
-        for partition in 0..topic.partitions.len() as i32 {
-            if wanted(&topic.name, partition)
-                && let Some(r) = Node::resolve(&view, topic, partition)
-                && (!peer.to_core || r.shard == node.shard)
+        for partition in 0..topic.partitions.len() as u32 {
+            let key = PartitionKey {
+                topic: topic.id,
+                partition,
+            };
+            if wanted(&topic.name, partition as i32)
+                && let Some(shard) = view.placement.get(&key).map(|s| *s as usize)
+                && (!peer.to_core || shard == node.shard)
             {
-                work.push((r.shard, r.key));
-                names.push((topic.name.clone(), partition));
+                work.push((shard, key));
+                names.push((topic.name.clone(), partition as i32));
             }
         }
     }

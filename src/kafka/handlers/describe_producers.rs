@@ -8,11 +8,7 @@ use kafka_protocol::messages::{
 };
 use uuid::Uuid;
 
-use crate::{
-    kafka::{errors::Failure, topics::find},
-    node::Node,
-    router::scatter,
-};
+use crate::{kafka::topics::find, node::Node, router::scatter};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: DescribeProducersRequest) -> DescribeProducersResponse {
@@ -28,7 +24,7 @@ pub async fn handle(node: &Rc<Node>, request: DescribeProducersRequest) -> Descr
             let resolved = image
                 .as_ref()
                 .map_err(Clone::clone)
-                .and_then(|image| Node::resolve(&view, image, index).ok_or_else(Failure::unknown_partition));
+                .and_then(|image| Node::resolve(&view, image, index));
             match resolved {
                 Ok(r) => {
                     places.push((topics.len(), partitions.len()));

@@ -139,7 +139,7 @@ fn wanted(request: &FetchRequest) -> Vec<(SessionPartition, Wanted)> {
 fn resolve(view: &View, partition: &SessionPartition, wanted: &Wanted, by_id: bool) -> Result<(usize, Read), Failure> {
     let name = TopicName(StrBytes::from_string(partition.topic.clone()));
     let topic = find(view, &name, partition.topic_id, by_id)?;
-    let resolved = Node::resolve(view, &topic, partition.partition).ok_or_else(Failure::unknown_partition)?;
+    let resolved = Node::resolve(view, &topic, partition.partition)?;
     check_epoch(wanted.current_leader_epoch, resolved.leader_epoch)?;
     Ok((
         resolved.shard,

@@ -1,4 +1,4 @@
-//! FindCoordinator, versions 0 to 6: this broker coordinates every group. Transaction and share coordinators (types 1
+//! FindCoordinator, versions 0 to 6: a group is coordinated by the leader of its partition of the offsets topic. Transaction and share coordinators (types 1
 //! and 2) are refused in words.
 
 use std::rc::Rc;
@@ -9,7 +9,12 @@ use kafka_protocol::{
     protocol::StrBytes,
 };
 
-use crate::{kafka::errors::Failure, node::Node};
+use crate::{
+    coordinator::groups::partition_of,
+    endpoints::Endpoint,
+    kafka::errors::Failure,
+    node::{Node, OFFSETS_TOPIC},
+};
 
 fn check(key_type: i8, key: &str) -> Result<(), Failure> {
     match key_type {
@@ -27,38 +32,54 @@ fn check(key_type: i8, key: &str) -> Result<(), Failure> {
     }
 }
 
+/// The broker that coordinates a group: the leader of its partition of the offsets topic, which is made if it is not there.
+async fn coordinator(node: &Rc<Node>, key_type: i8, group: &str) -> Result<Endpoint, Failure> {
+    check(key_type, group)?;
+    if node.view().image.topic(OFFSETS_TOPIC).is_none() {
+        node.router
+            .call(
+                node,
+                0,
+                |n| async move { n.coordinator().groups.create_topic(&n).await },
+            )
+            .await?
+            .map_err(|_| Failure::coordinator_not_available())?;
+    }
+    let view = node.view();
+    let found = view.image.topic(OFFSETS_TOPIC).and_then(|topic| {
+        let partition = partition_of(group, topic.partitions.len());
+        let leader = topic.partitions[partition as usize].leader;
+        node.endpoints().of_node(&view.image, leader)
+    });
+    found.ok_or_else(Failure::coordinator_not_available)
+}
+
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
-    let endpoints = node.endpoints();
-    let at = endpoints.coordinator();
-    let (id, host, port) = (at.id, StrBytes::from_string(at.host.clone()), i32::from(at.port));
     if version >= 4 {
-        let coordinators = request
-            .coordinator_keys
-            .into_iter()
-            .map(|key| {
-                let found = check(request.key_type, &key);
-                let coordinator = Coordinator::default().with_key(key);
-                match found {
-                    Ok(()) => coordinator
-                        .with_node_id(id.into())
-                        .with_host(host.clone())
-                        .with_port(port),
-                    Err(failure) => coordinator
-                        .with_node_id((-1).into())
-                        .with_port(-1)
-                        .with_error_code(failure.code())
-                        .with_error_message(failure.text()),
-                }
-            })
-            .collect();
+        let mut coordinators = Vec::with_capacity(request.coordinator_keys.len());
+        for key in request.coordinator_keys {
+            let found = coordinator(node, request.key_type, &key).await;
+            let answer = Coordinator::default().with_key(key);
+            coordinators.push(match found {
+                Ok(at) => answer
+                    .with_node_id(at.id.into())
+                    .with_host(StrBytes::from_string(at.host))
+                    .with_port(i32::from(at.port)),
+                Err(failure) => answer
+                    .with_node_id((-1).into())
+                    .with_port(-1)
+                    .with_error_code(failure.code())
+                    .with_error_message(failure.text()),
+            });
+        }
         return FindCoordinatorResponse::default().with_coordinators(coordinators);
     }
-    match check(request.key_type, &request.key) {
-        Ok(()) => FindCoordinatorResponse::default()
-            .with_node_id(id.into())
-            .with_host(host)
-            .with_port(port),
+    match coordinator(node, request.key_type, &request.key).await {
+        Ok(at) => FindCoordinatorResponse::default()
+            .with_node_id(at.id.into())
+            .with_host(StrBytes::from_string(at.host))
+            .with_port(i32::from(at.port)),
         Err(failure) => FindCoordinatorResponse::default()
             .with_node_id((-1).into())
             .with_port(-1)

@@ -19,7 +19,9 @@ pub async fn handle(node: &Rc<Node>, request: HeartbeatRequest) -> HeartbeatResp
             };
             n.coordinator()
                 .groups
-                .with(&n, |groups, now| groups.heartbeat(&request.group_id, caller, now))
+                .with(&n, &request.group_id, |groups, now| {
+                    groups.heartbeat(&request.group_id, caller, now)
+                })
                 .await
         })
         .await;

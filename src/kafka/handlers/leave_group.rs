@@ -22,7 +22,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: LeaveGroupRequest) -
         .call(node, 0, move |n| async move {
             n.coordinator()
                 .groups
-                .with(&n, |groups, now| {
+                .with(&n, &group, |groups, now| {
                     Ok(asked
                         .iter()
                         .map(|m| groups.leave(&group, &m.member_id, m.group_instance_id.as_deref(), now))

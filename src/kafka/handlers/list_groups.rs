@@ -14,23 +14,16 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListGroupsRequest) -
     let groups = node
         .router
         .call(node, 0, |n| async move {
-            n.coordinator()
-                .groups
-                .with(&n, |groups, _| {
-                    Ok(groups
-                        .groups()
-                        .map(|g| (g.id.clone(), g.protocol_type.clone(), g.state.name()))
-                        .collect::<Vec<_>>())
-                })
-                .await
+            n.coordinator().groups.look(|groups| {
+                let listed = groups.groups();
+                listed
+                    .map(|g| (g.id.clone(), g.protocol_type.clone(), g.state.name()))
+                    .collect::<Vec<_>>()
+            })
         })
         .await;
-    let mut groups = match groups {
-        Ok(Ok(groups)) => groups,
-        Ok(Err(error)) => return ListGroupsResponse::default().with_error_code(Failure::from(error).code()),
-        Err(_) => {
-            return ListGroupsResponse::default().with_error_code(Failure::coordinator_not_available().code());
-        }
+    let Ok(mut groups) = groups else {
+        return ListGroupsResponse::default().with_error_code(Failure::coordinator_not_available().code());
     };
     groups.sort_unstable();
     let listed =

@@ -39,8 +39,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) 
                 .with_offset(-1);
             let resolve = || {
                 let image = image.as_ref().map_err(Clone::clone)?;
-                let resolved =
-                    Node::resolve(&view, image, asked.partition_index).ok_or_else(Failure::unknown_partition)?;
+                let resolved = Node::resolve(&view, image, asked.partition_index)?;
                 check_epoch(
                     if version >= 4 { asked.current_leader_epoch } else { -1 },
                     resolved.leader_epoch,

@@ -60,18 +60,22 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
             .map(|topic| one(&view, &endpoints, topic, version, may_create, &refused))
             .collect()
     };
-    let brokers = endpoints.all().iter().map(|e| {
-        MetadataResponseBroker::default()
+    let brokers = endpoints.of_cluster(&view.image).into_iter().map(|(e, rack)| {
+        let mut broker = MetadataResponseBroker::default()
             .with_node_id(e.id.into())
-            .with_host(StrBytes::from_string(e.host.clone()))
-            .with_port(i32::from(e.port))
+            .with_host(StrBytes::from_string(e.host))
+            .with_port(i32::from(e.port));
+        if version >= 1 {
+            broker.rack = rack.map(StrBytes::from_string);
+        }
+        broker
     });
     let mut response = MetadataResponse::default()
         .with_brokers(brokers.collect())
         .with_controller_id(endpoints.coordinator().id.into())
         .with_topics(topics);
     if version >= 2 {
-        response.cluster_id = Some(StrBytes::from_string(node.shared.cluster_id.clone()));
+        response.cluster_id = Some(StrBytes::from_string(view.image.cluster_id.clone()));
     }
     response
 }

@@ -64,7 +64,7 @@ async fn commit(node: &Rc<Node>, version: i16, request: OffsetCommitRequest) -> 
     let view = node.view();
     let (codes, accepted) = coordinator
         .groups
-        .with(node, |groups, now_groups| {
+        .with(node, &request.group_id, |groups, now_groups| {
             groups.check_commit(&request.group_id, caller, now_groups)?;
             let mut codes = Vec::new();
             let mut accepted = Vec::new();

@@ -124,7 +124,7 @@ async fn fetch(node: &Rc<Node>, group: String, wanted: Wanted) -> Result<Found, 
         .call(node, 0, move |n| async move {
             n.coordinator()
                 .groups
-                .with(&n, |groups, _| {
+                .with(&n, &group, |groups, _| {
                     let group = groups.group(&group);
                     Ok(match wanted {
                         Some(topics) => topics

@@ -33,7 +33,7 @@ pub async fn handle(node: &Rc<Node>, request: OffsetForLeaderEpochRequest) -> Of
                 .with_end_offset(-1);
             let resolve = || {
                 let image = image.as_ref().map_err(Clone::clone)?;
-                let resolved = Node::resolve(&view, image, asked.partition).ok_or_else(Failure::unknown_partition)?;
+                let resolved = Node::resolve(&view, image, asked.partition)?;
                 check_epoch(asked.current_leader_epoch, resolved.leader_epoch)?;
                 Ok((
                     resolved.shard,

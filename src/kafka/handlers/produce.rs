@@ -4,7 +4,7 @@
 //! KIPs: 98 (idempotence), 467 (messages per error), 516 (topic ids). Deliberate gap: transactional batches are
 //! refused until transactions exist.
 
-use std::{collections::HashSet, rc::Rc};
+use std::{collections::HashSet, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use kafka_protocol::{
@@ -26,7 +26,7 @@ use millrace_net::kafka::compression;
 use crate::{
     kafka::{
         errors::Failure,
-        local::{self, Append},
+        local::{self, Append, Wait},
         topics::find,
     },
     node::{Node, OFFSETS_TOPIC, View, topic_setting},
@@ -149,7 +149,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
                 .with_partition_responses(partitions),
         );
     }
-    let wait = acks != 0;
+    let wait = match acks {
+        0 => Wait::No,
+        1 => Wait::Durable,
+        _ => Wait::InSync(Duration::from_millis(u64::try_from(request.timeout_ms).unwrap_or(0))),
+    };
     let results = scatter(node, appends, move |n, list| async move {
         local::append(&n, list, wait).await
     })
@@ -189,7 +193,7 @@ fn prepare(
     rules: &Rules,
     asked: &Asked,
 ) -> Result<(usize, Append), Failure> {
-    let resolved = Node::resolve(view, topic, partition).ok_or_else(Failure::unknown_partition)?;
+    let resolved = Node::resolve(view, topic, partition)?;
     if topic.name == OFFSETS_TOPIC {
         return Err(Failure::new(
             ResponseError::InvalidTopicException,
@@ -227,6 +231,7 @@ fn prepare(
             key: resolved.key,
             epoch: resolved.leader_epoch,
             batches: vec![(info, batch)],
+            min_insync: rules.min_insync,
         },
     ))
 }

@@ -285,7 +285,9 @@ fn index_file(data: &[u8]) {
 }
 
 fn metadata_record(data: &[u8]) {
-    let _ = metadata::record::decode(data);
+    let _ = metadata::record::decode::<Vec<metadata::MetadataRecord>>(data);
+    let _ = metadata::record::decode::<metadata::Proposal>(data);
+    let _ = millrace_cluster::raft::records_in(data);
 }
 
 fn group_record(data: &[u8]) {
@@ -461,7 +463,7 @@ fn index_seeds() -> Vec<Vec<u8>> {
 }
 
 fn metadata_seeds() -> Vec<Vec<u8>> {
-    vec![metadata::record::encode(&Vec::new())]
+    vec![metadata::record::encode(&Vec::<metadata::MetadataRecord>::new())]
 }
 
 fn group_record_seeds() -> Vec<Vec<u8>> {

@@ -206,9 +206,29 @@ impl Coordinator {
         }
     }
 
+    /// Forgets groups, without a trace in the log: another coordinator has them now. Who waits is told to look for it.
+    pub fn unload(&mut self, of: impl Fn(&str) -> bool) {
+        let gone: Vec<Group> = self.groups.extract_if(|id, _| of(id)).map(|(_, g)| g).collect();
+        // What they wanted persisted, that coordinator does not know; nor did anyone else.
+        self.outputs
+            .retain(|output| !matches!(output, Output::Persist { group, .. } if of(group)));
+        for group in gone {
+            for member in group.members.into_values() {
+                if let Some(reply) = member.awaiting_join {
+                    let answer = Err((GroupError::NotCoordinator, member.id.clone()));
+                    self.outputs.push_back(Output::Joined(reply, answer));
+                }
+                if let Some(reply) = member.awaiting_sync {
+                    self.outputs
+                        .push_back(Output::Synced(reply, Err(GroupError::NotCoordinator)));
+                }
+            }
+        }
+    }
+
     /// Ends loading: sessions of loaded members begin now.
-    pub fn loaded(&mut self, now: i64) {
-        let ids: Vec<String> = self.groups.keys().cloned().collect();
+    pub fn loaded(&mut self, of: impl Fn(&str) -> bool, now: i64) {
+        let ids: Vec<String> = self.groups.keys().filter(|id| of(id)).cloned().collect();
         for id in ids {
             if let Some(group) = self.groups.get_mut(&id) {
                 for member in group.members.values_mut() {

@@ -1,0 +1,368 @@
+//! A leader's knowledge of its followers, the ISR and the high watermark.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use millrace_engine::{LeaderEpoch, Offset, log::EpochCache};
+
+use super::message::{Order, Says, Standing};
+
+/// Bytes on their way to one follower of one partition before it has said that they are durable.
+pub const IN_FLIGHT_BYTES: usize = 4 << 20;
+
+/// What a follower is to be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// An order without batches.
+    Order {
+        /// Number of the probe.
+        round: u32,
+        /// What.
+        order: Order,
+    },
+    /// Batches from this offset on; [`Leader::sent`] is told of them.
+    Batches {
+        /// Number of the probe.
+        round: u32,
+        /// First offset.
+        from: Offset,
+    },
+}
+
+/// An ISR that the controller is to be asked for (KIP-497).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IsrWish {
+    /// Number of the change that it follows.
+    pub partition_epoch: i32,
+    /// As it should be.
+    pub isr: Vec<i32>,
+}
+
+/// How far the talk with a follower is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Progress {
+    /// To be sent this order first.
+    Due(Order),
+    /// Was sent an order, has not answered.
+    Asked,
+    /// Holds what the leader holds below `next`, and what follows is on its way to it.
+    Following {
+        next: Offset,
+        /// End offset and bytes of what it has not said to be durable.
+        unacked: VecDeque<(Offset, usize)>,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Follower {
+    round: u32,
+    progress: Progress,
+    /// Below this its log is the leader's, durably; -1 while that is not known.
+    durable_end: Offset,
+    /// When it last held all that the leader held at that time.
+    caught_up_ms: i64,
+    /// The leader's log end when the follower last moved, and when that was.
+    seen: (Offset, i64),
+    /// High watermark that it was told.
+    told: Offset,
+    owes_note: bool,
+}
+
+/// The leader of a partition with followers.
+///
+/// Invariants: the high watermark never goes back; it is not beyond the durable end of any member of the *maximal* ISR: the
+/// committed one and the one that is being asked for together.
+#[derive(Clone, Debug)]
+pub struct Leader {
+    me: i32,
+    epoch: LeaderEpoch,
+    partition_epoch: i32,
+    isr: Vec<i32>,
+    wish: Option<Vec<i32>>,
+    followers: BTreeMap<i32, Follower>,
+    /// Where this leadership began: what is before it was written by others, and only a follower that has it all knows what
+    /// the replicas agreed on.
+    epoch_start: Offset,
+    log_end: Offset,
+    durable_end: Offset,
+    high_watermark: Offset,
+    lag_ms: i64,
+}
+
+impl Leader {
+    /// A leadership that begins now, on a log that ends at `log_end`.
+    #[must_use]
+    pub fn new(me: i32, epoch: LeaderEpoch, log_end: Offset, high_watermark: Offset, lag_ms: i64) -> Self {
+        Self {
+            me,
+            epoch,
+            partition_epoch: -1,
+            isr: Vec::new(),
+            wish: None,
+            followers: BTreeMap::new(),
+            epoch_start: log_end,
+            log_end,
+            durable_end: high_watermark,
+            high_watermark,
+            lag_ms,
+        }
+    }
+
+    /// The committed metadata of this leadership: replicas and ISR.
+    pub fn committed(&mut self, replicas: &[i32], isr: &[i32], partition_epoch: i32, now_ms: i64) {
+        if partition_epoch <= self.partition_epoch {
+            return;
+        }
+        self.partition_epoch = partition_epoch;
+        self.isr = isr.to_vec();
+        self.wish = None;
+        self.followers.retain(|node, _| replicas.contains(node));
+        for node in replicas.iter().filter(|n| **n != self.me) {
+            self.followers.entry(*node).or_insert_with(|| Follower {
+                round: 0,
+                progress: Progress::Due(Order::Probe),
+                durable_end: -1,
+                caught_up_ms: now_ms,
+                seen: (self.log_end, now_ms),
+                told: -1,
+                owes_note: false,
+            });
+        }
+        self.update();
+    }
+
+    /// The leadership's number.
+    #[must_use]
+    pub fn epoch(&self) -> LeaderEpoch {
+        self.epoch
+    }
+
+    /// The committed ISR.
+    #[must_use]
+    pub fn isr(&self) -> &[i32] {
+        &self.isr
+    }
+
+    /// Nodes that follow.
+    pub fn followers(&self) -> impl Iterator<Item = i32> {
+        self.followers.keys().copied()
+    }
+
+    /// What the replicas in sync agree on.
+    #[must_use]
+    pub fn high_watermark(&self) -> Offset {
+        self.high_watermark
+    }
+
+    /// Whether the high watermark has reached what stood in the log when this leadership began: before that nobody can say
+    /// what the end of the log is to a consumer.
+    #[must_use]
+    pub fn knows_the_end(&self) -> bool {
+        self.high_watermark >= self.epoch_start
+    }
+
+    /// The leader's own log has moved.
+    pub fn local(&mut self, log_end: Offset, durable_end: Offset) {
+        self.log_end = log_end;
+        self.durable_end = durable_end;
+        self.update();
+    }
+
+    fn update(&mut self) {
+        let members = self.isr.iter().chain(self.wish.iter().flatten());
+        let agreed = members
+            .map(|node| match self.followers.get(node) {
+                Some(follower) => follower.durable_end,
+                None if *node == self.me => self.durable_end,
+                // A replica that is being removed, or one that metadata has yet to name.
+                None => -1,
+            })
+            .min();
+        if let Some(agreed) = agreed.filter(|_| self.isr.contains(&self.me)) {
+            self.high_watermark = self.high_watermark.max(agreed.min(self.durable_end));
+        }
+    }
+
+    /// What a follower is to be sent now, if anything.
+    pub fn next(&mut self, node: i32) -> Option<Next> {
+        let follower = self.followers.get_mut(&node)?;
+        match &follower.progress {
+            Progress::Due(order) => {
+                let order = *order;
+                follower.round += 1;
+                follower.progress = Progress::Asked;
+                Some(Next::Order {
+                    round: follower.round,
+                    order,
+                })
+            }
+            Progress::Asked => None,
+            Progress::Following { next, unacked } => {
+                let in_flight: usize = unacked.iter().map(|(_, bytes)| bytes).sum();
+                if *next < self.log_end && in_flight < IN_FLIGHT_BYTES {
+                    return Some(Next::Batches {
+                        round: follower.round,
+                        from: *next,
+                    });
+                }
+                if !follower.owes_note {
+                    return None;
+                }
+                follower.owes_note = false;
+                follower.told = self.high_watermark;
+                Some(Next::Order {
+                    round: follower.round,
+                    order: Order::Note,
+                })
+            }
+        }
+    }
+
+    /// Looks whether a follower that has everything was not told the high watermark with it; then [`next`](Self::next) tells it
+    /// alone. To be asked now and then only: batches that follow carry it, too.
+    pub fn owes_note(&mut self, node: i32) -> bool {
+        let high_watermark = self.high_watermark;
+        let Some(follower) = self.followers.get_mut(&node) else {
+            return false;
+        };
+        let idle = matches!(&follower.progress, Progress::Following { next, unacked } if *next == self.log_end && unacked.is_empty());
+        follower.owes_note = idle && follower.told < high_watermark;
+        follower.owes_note
+    }
+
+    /// Batches up to `end` are on their way to a follower.
+    pub fn sent(&mut self, node: i32, round: u32, end: Offset, bytes: usize) {
+        let high_watermark = self.high_watermark;
+        if let Some(follower) = self.followers.get_mut(&node).filter(|f| f.round == round)
+            && let Progress::Following { next, unacked } = &mut follower.progress
+        {
+            *next = end;
+            unacked.push_back((end, bytes));
+            follower.told = high_watermark;
+        }
+    }
+
+    /// What was on its way to a follower may be lost, or cannot be sent: the talk begins anew.
+    pub fn lost(&mut self, node: i32) {
+        if let Some(follower) = self.followers.get_mut(&node) {
+            follower.progress = Progress::Due(Order::Probe);
+            // Answers to what was sent before mean nothing any more.
+            follower.round += 1;
+        }
+    }
+
+    /// A follower has answered. Returns whether it holds something new durably.
+    pub fn answered(
+        &mut self,
+        node: i32,
+        round: u32,
+        says: Says,
+        epochs: &EpochCache,
+        log_start: Offset,
+        now_ms: i64,
+    ) -> bool {
+        let log_end = self.log_end;
+        let Some(follower) = self.followers.get_mut(&node).filter(|f| f.round == round) else {
+            return false;
+        };
+        match says {
+            Says::Stands(standing) => {
+                follower.progress = agree(standing, epochs, log_start, log_end);
+                if let Progress::Following { .. } = follower.progress {
+                    follower.moved_to(standing.durable_end, log_end, now_ms);
+                }
+            }
+            Says::Durable(end) => {
+                // Only what was sent, so that a confused follower cannot move the high watermark.
+                let Progress::Following { next, unacked } = &mut follower.progress else {
+                    return false;
+                };
+                let end = end.min(*next);
+                while unacked.front().is_some_and(|(e, _)| *e <= end) {
+                    unacked.pop_front();
+                }
+                follower.moved_to(end, log_end, now_ms);
+            }
+            Says::NotYet | Says::Stale | Says::Elsewhere { .. } | Says::Failed => {
+                follower.progress = Progress::Due(Order::Probe);
+                return false;
+            }
+        }
+        self.update();
+        true
+    }
+
+    /// The ISR that the controller should be asked for, if it should be another (not asked for yet).
+    pub fn isr_wish(&mut self, now_ms: i64, may_join: impl Fn(i32) -> bool) -> Option<IsrWish> {
+        if self.wish.is_some() || !self.isr.contains(&self.me) {
+            return None;
+        }
+        let stays = |node: &i32| {
+            *node == self.me
+                || self.followers.get(node).is_some_and(|f| {
+                    f.durable_end >= self.log_end || now_ms.saturating_sub(f.caught_up_ms) <= self.lag_ms
+                })
+        };
+        let joins = |node: &i32, f: &Follower| {
+            !self.isr.contains(node)
+                && matches!(f.progress, Progress::Following { .. })
+                && f.durable_end >= self.high_watermark
+                && f.durable_end >= self.epoch_start
+                && may_join(*node)
+        };
+        let mut isr: Vec<i32> = self.isr.iter().copied().filter(stays).collect();
+        isr.extend(self.followers.iter().filter(|(n, f)| joins(n, f)).map(|(n, _)| *n));
+        if isr == self.isr {
+            return None;
+        }
+        self.wish = Some(isr.clone());
+        Some(IsrWish {
+            partition_epoch: self.partition_epoch,
+            isr,
+        })
+    }
+
+    /// The controller did not take the wish; what holds is what is committed.
+    pub fn wish_refused(&mut self) {
+        self.wish = None;
+        self.update();
+    }
+}
+
+impl Follower {
+    fn moved_to(&mut self, durable_end: Offset, log_end: Offset, now_ms: i64) {
+        self.durable_end = self.durable_end.max(durable_end);
+        if self.durable_end >= log_end {
+            self.caught_up_ms = now_ms;
+        } else if self.durable_end >= self.seen.0 {
+            self.caught_up_ms = self.caught_up_ms.max(self.seen.1);
+        }
+        self.seen = (log_end, now_ms);
+    }
+}
+
+/// What follows from where a follower's log stands.
+fn agree(standing: Standing, epochs: &EpochCache, log_start: Offset, log_end: Offset) -> Progress {
+    if standing.log_end < log_start {
+        return Progress::Due(Order::Restart { at: log_start });
+    }
+    if standing.last_epoch < 0 {
+        // An empty log: nothing in it can differ.
+        return if standing.log_end <= log_end {
+            Progress::Following {
+                next: standing.log_end,
+                unacked: VecDeque::new(),
+            }
+        } else {
+            Progress::Due(Order::Restart { at: log_start })
+        };
+    }
+    match epochs.end_offset(standing.last_epoch, log_end) {
+        Some((epoch, end)) if epoch == standing.last_epoch && end >= standing.log_end => Progress::Following {
+            next: standing.log_end,
+            unacked: VecDeque::new(),
+        },
+        Some((epoch, end)) => Progress::Due(Order::Truncate { epoch, end }),
+        // It ends in an epoch of which the leader has nothing left.
+        None => Progress::Due(Order::Restart { at: log_start }),
+    }
+}

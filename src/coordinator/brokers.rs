@@ -1,0 +1,145 @@
+//! What a node does about brokers: it registers itself, and while it leads the quorum it fences those that do not answer.
+
+use std::{rc::Rc, time::Duration};
+
+use millrace_cluster::{
+    controller::brokers::{self, IsrChange},
+    metadata::{MetadataRecord, Registration},
+};
+use millrace_engine::host::Host;
+
+use super::quorum::MetadataError;
+use crate::{kafka::errors::Failure, node::Node};
+
+/// How often a leader of the quorum looks for brokers that do not answer.
+const LOOK: Duration = Duration::from_millis(50);
+/// Pause after a registration that failed.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Registers this node, as often as it takes.
+///
+/// # Errors
+/// It is refused: another broker has its id.
+pub async fn register(node: &Rc<Node>, registration: &Registration) -> Result<(), Failure> {
+    let quorum = Rc::clone(&node.coordinator().controller.quorum);
+    let mut told = false;
+    loop {
+        let done = quorum
+            .change(&node.host, |image| {
+                let mut records = Vec::new();
+                if image.cluster_id.is_empty() {
+                    records.push(MetadataRecord::Cluster {
+                        id: node.shared.own_cluster_id.clone(),
+                    });
+                }
+                match brokers::register(image, registration) {
+                    Ok(more) => {
+                        records.extend(more);
+                        (records, Ok(()))
+                    }
+                    Err(refused) => (Vec::new(), Err(refused)),
+                }
+            })
+            .await;
+        match done {
+            Ok((Ok(()), _)) => return Ok(()),
+            Ok((Err(refused), _)) => return Err(refused.into()),
+            Err(MetadataError::NoQuorum) if !node.is_stop_wanted() => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(
+                        "waiting for a majority of the metadata quorum: {}",
+                        MetadataError::NoQuorum
+                    );
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        node.host.sleep(RETRY).await;
+    }
+}
+
+/// Fences brokers that do not answer while this node leads the quorum, lets preferred leaders lead again, and registers this
+/// node again when it was fenced itself.
+pub async fn run(node: &Rc<Node>, registration: Registration) {
+    let settings = &node.shared.settings;
+    let timeout = Duration::from_millis(settings.number("broker.session.timeout.ms") as u64);
+    let balance_every = Duration::from_secs(settings.number("leader.imbalance.check.interval.seconds") as u64);
+    let balance = settings.flag("auto.leader.rebalance.enable");
+    let me = node.shared.node_id;
+    let coordinator = node.coordinator();
+    let controller = &coordinator.controller;
+    let mut balanced = std::time::Instant::now();
+    while !node.is_stopping() {
+        node.host.sleep(LOOK).await;
+        let fenced = controller
+            .quorum
+            .with(|q| q.image().broker(me).is_some_and(|b| b.fenced));
+        if fenced && !node.is_stop_wanted() {
+            tracing::warn!("this broker was fenced: it did not answer in time; it registers again");
+            if let Err(failure) = register(node, &registration).await {
+                tracing::error!(error = failure.message, "the registration was refused");
+                node.host.sleep(RETRY).await;
+            }
+        }
+        if !controller.quorum.is_leader() {
+            continue;
+        }
+        let silent: Vec<i32> = controller.quorum.with(|q| q.image().active().collect::<Vec<_>>());
+        let silent = silent
+            .into_iter()
+            .filter(|n| *n != me && controller.quorum.silence(*n).is_some_and(|silence| silence > timeout));
+        for broker in silent.collect::<Vec<_>>() {
+            tracing::warn!(broker, "a broker does not answer and is fenced");
+            if let Err(error) = controller
+                .change(node, |image| (brokers::fence(image, broker), ()))
+                .await
+            {
+                tracing::warn!(broker, %error, "it could not be fenced");
+            }
+        }
+        if balance && balanced.elapsed() >= balance_every {
+            balanced = std::time::Instant::now();
+            let elected = controller.change(node, |image| (brokers::elect_preferred(image, |_, _| true), ()));
+            if let Err(error) = elected.await {
+                tracing::warn!(%error, "preferred leaders could not be elected");
+            }
+        }
+    }
+}
+
+/// Before a stop: others lead what this broker led (KIP-112's controlled shutdown).
+pub async fn resign(node: &Rc<Node>) {
+    let me = node.shared.node_id;
+    let quorum = Rc::clone(&node.coordinator().controller.quorum);
+    let alone = quorum.with(|q| q.is_alone() || q.image().active().all(|n| n == me));
+    if alone {
+        return;
+    }
+    let fenced = quorum.change(&node.host, |image| (brokers::fence(image, me), ()));
+    let patience = async {
+        node.host.sleep(Duration::from_secs(2)).await;
+        Err(MetadataError::NoQuorum)
+    };
+    if let Err(error) = futures_lite::future::or(fenced, patience).await {
+        tracing::warn!(%error, "this broker's leaderships could not be handed on before the stop");
+    }
+    quorum.hand_over();
+    node.host.sleep(Duration::from_millis(50)).await;
+}
+
+/// Asks the controller for other ISRs of partitions that this node leads, from any of its shards.
+///
+/// # Errors
+/// [`Failure`]; nothing has changed then, or it will be seen later.
+pub async fn alter_isr(node: &Rc<Node>, changes: Vec<IsrChange>) -> Result<(), Failure> {
+    let me = node.shared.node_id;
+    node.router
+        .call(node, 0, move |n| async move {
+            n.coordinator()
+                .controller
+                .change(&n, |image| (brokers::alter_isr(image, me, &changes), ()))
+                .await
+        })
+        .await?
+        .map_err(Failure::from)
+}

@@ -1,0 +1,368 @@
+//! Driver of the metadata quorum's member on shard 0: persists what it says in the metadata log, passes messages on, keeps its
+//! clock, and hands every new image on. Decides nothing.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use millrace_cluster::{
+    metadata::{Image, MetadataRecord, record},
+    raft::{Outgoing, Quorum, QuorumConfig, QuorumError},
+};
+use millrace_engine::{
+    AppendError, ReadError, StorageError,
+    batch::PayloadFormat,
+    host::Host,
+    log::{LogConfig, LogState},
+    shard::Shard,
+    sync::WaitList,
+};
+use thiserror::Error;
+
+use crate::{node::METADATA_KEY, peers::quorum_link::QuorumLink, router::Stopping};
+
+/// The quorum's sense of time.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a change may take before whoever asked for it is told that it cannot be made now.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a proposal may be without an answer before it counts as lost and is made again.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why metadata cannot be changed.
+#[derive(Debug, Error)]
+pub enum MetadataError {
+    /// An append failed.
+    #[error("the metadata log takes no change: {0}")]
+    Append(#[from] AppendError),
+    /// It cannot be read.
+    #[error("the metadata log cannot be read: {0}")]
+    Read(#[from] ReadError),
+    /// A flush failed.
+    #[error("the metadata log takes no change: {0}")]
+    Storage(#[from] StorageError),
+    /// The quorum's member cannot go on.
+    #[error(transparent)]
+    Quorum(#[from] QuorumError),
+    /// Records that do not decode.
+    #[error(transparent)]
+    Decode(#[from] record::DecodeError),
+    /// Too few voters answer, or there is no leader among them.
+    #[error("the metadata quorum does not answer: a majority of its nodes must run and reach each other")]
+    NoQuorum,
+    /// The broker is stopping.
+    #[error(transparent)]
+    Stopping(#[from] Stopping),
+}
+
+/// A member of the quorum.
+pub struct QuorumDriver {
+    quorum: RefCell<Quorum>,
+    node_id: i32,
+    started: Instant,
+    /// Something for the member to do.
+    work: WaitList,
+    has_work: Cell<bool>,
+    /// Image, leader, or the end of a proposal.
+    changed: WaitList,
+    /// Ends of this node's proposals.
+    outcomes: RefCell<HashMap<u64, bool>>,
+    next_id: Cell<u64>,
+    links: RefCell<BTreeMap<i32, Rc<QuorumLink>>>,
+    failed: RefCell<Option<String>>,
+    leads: Cell<Option<Instant>>,
+    leader: Cell<Option<i32>>,
+    /// Who led before this node.
+    led_before: Cell<Option<i32>>,
+}
+
+impl QuorumDriver {
+    /// Reads the metadata log into a member. `voters` are who a new cluster begins with.
+    ///
+    /// # Errors
+    /// [`MetadataError`].
+    pub async fn open<H: Host>(
+        engine: &Shard<H>,
+        recovered: Option<LogState>,
+        node_id: i32,
+        voters: Vec<i32>,
+        election_ms: i64,
+        incarnation: u64,
+    ) -> Result<Self, MetadataError> {
+        let config = LogConfig {
+            segment_bytes: 4 << 20,
+            retention_ms: -1,
+            ..LogConfig::default()
+        };
+        engine.add_partition(recovered.unwrap_or_else(|| LogState::new(METADATA_KEY)), config);
+        let mut stored = Vec::new();
+        if let Some(log) = engine.partition(&METADATA_KEY) {
+            engine
+                .visit(METADATA_KEY, log.status().log_start, |batch| {
+                    if batch.header.format == PayloadFormat::Metadata {
+                        stored.push(batch.payload.clone());
+                    }
+                    true
+                })
+                .await?;
+        }
+        let tick_ms = TICK.as_millis() as i64;
+        let config = QuorumConfig {
+            node: node_id,
+            voters,
+            tick_ms,
+            election_ms,
+            heartbeat_ms: (election_ms / 5).max(tick_ms),
+            seed: incarnation ^ u64::from(std::process::id()),
+        };
+        Ok(Self {
+            quorum: RefCell::new(Quorum::new(&config, &stored)?),
+            node_id,
+            started: Instant::now(),
+            work: WaitList::default(),
+            has_work: Cell::new(true),
+            changed: WaitList::default(),
+            outcomes: RefCell::default(),
+            // Unlike any that an earlier start has drawn.
+            next_id: Cell::new(incarnation << 32),
+            links: RefCell::default(),
+            failed: RefCell::default(),
+            leads: Cell::new(None),
+            leader: Cell::new(None),
+            led_before: Cell::new(None),
+        })
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.started.elapsed().as_millis() as i64
+    }
+
+    /// Where messages to another member go.
+    pub fn add_link(&self, node: i32, link: Rc<QuorumLink>) {
+        self.links.borrow_mut().insert(node, link);
+    }
+
+    /// Looks at the member.
+    pub fn with<T>(&self, look: impl FnOnce(&Quorum) -> T) -> T {
+        look(&self.quorum.borrow())
+    }
+
+    /// The metadata as applied here.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        self.quorum.borrow().image().clone()
+    }
+
+    /// Whether this node leads the quorum.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.quorum.borrow().is_leader()
+    }
+
+    /// Wakes at every new image, at every change of the leader, at the end of every proposal.
+    #[must_use]
+    pub fn changes(&self) -> &WaitList {
+        &self.changed
+    }
+
+    /// How long another node has been silent, as far as this one, which leads, can say; `None` if it does not lead.
+    #[must_use]
+    pub fn silence(&self, node: i32) -> Option<Duration> {
+        let since = self.leads.get()?;
+        let heard = self.quorum.borrow().heard(node);
+        let heard = heard.map(|ms| self.started + Duration::from_millis(ms as u64));
+        // Before it led, this node heard of nobody but the leader.
+        let last = match heard {
+            Some(heard) if self.led_before.get() == Some(node) => heard,
+            Some(heard) => heard.max(since),
+            None => since,
+        };
+        Some(last.elapsed())
+    }
+
+    fn wake(&self) {
+        self.has_work.set(true);
+        self.work.wake_all();
+    }
+
+    /// A message of another member.
+    ///
+    /// # Errors
+    /// It is none: whoever sent it should not be listened to any more.
+    pub fn receive(&self, from: i32, bytes: &[u8]) -> Result<(), QuorumError> {
+        let now = self.now_ms();
+        self.quorum.borrow_mut().receive(from, bytes, now)?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Another member cannot be reached.
+    pub fn unreachable(&self, node: i32) {
+        self.quorum.borrow_mut().unreachable(node);
+    }
+
+    /// Gives the lead of the quorum to another voter, if there is one.
+    pub fn hand_over(&self) {
+        self.quorum.borrow_mut().hand_over();
+        self.wake();
+    }
+
+    /// Decides a change on the latest image and has the quorum agree; `decide` returns its records and its answer, and is asked
+    /// again if another change was first. Returns the answer and the image that has it, or `None` if nothing was to be changed.
+    ///
+    /// # Errors
+    /// [`MetadataError`]; the change may then be made later, or not.
+    pub async fn change<H: Host, T>(
+        &self,
+        host: &H,
+        decide: impl Fn(&Image) -> (Vec<MetadataRecord>, T),
+    ) -> Result<(T, Option<u64>), MetadataError> {
+        let begun = Instant::now();
+        while begun.elapsed() < CHANGE_TIMEOUT {
+            self.check()?;
+            let image = self.image();
+            let (records, answer) = decide(&image);
+            if records.is_empty() {
+                return Ok((answer, None));
+            }
+            let id = self.next_id.get();
+            self.next_id.set(id + 1);
+            let proposed = self.quorum.borrow_mut().propose(id, image.version, records);
+            match proposed {
+                Ok(()) => self.wake(),
+                // Nobody leads now; somebody soon may.
+                Err(QuorumError::Raft(_)) => {
+                    host.sleep(TICK).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            let ended = self.changed.wait(|| {
+                let outcome = self.outcomes.borrow_mut().remove(&id);
+                outcome
+                    .map(Some)
+                    .or_else(|| self.failed.borrow().is_some().then_some(None))
+            });
+            let ended = futures_lite::future::or(ended, async {
+                host.sleep(PROPOSAL_TIMEOUT).await;
+                None
+            });
+            if ended.await == Some(true) {
+                return Ok((answer, Some(self.quorum.borrow().image().version)));
+            }
+        }
+        Err(MetadataError::NoQuorum)
+    }
+
+    fn check(&self) -> Result<(), MetadataError> {
+        match &*self.failed.borrow() {
+            Some(stage) => Err(StorageError::Poisoned { stage: stage.clone() }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets time pass, as long as there are others to wait for.
+    pub async fn run_clock<H: Host>(&self, host: &H, stopping: impl Fn() -> bool) {
+        while !stopping() {
+            if self.quorum.borrow().is_alone() {
+                host.sleep(Duration::from_millis(500)).await;
+                continue;
+            }
+            host.sleep(TICK).await;
+            self.quorum.borrow_mut().tick();
+            self.wake();
+        }
+    }
+
+    /// Runs the member until its log fails.
+    pub async fn run<H: Host>(&self, engine: &Shard<H>) {
+        loop {
+            self.work.wait(|| self.has_work.replace(false).then_some(())).await;
+            if let Err(error) = self.steps(engine).await {
+                tracing::error!(%error, "this node takes no further part in the metadata quorum");
+                *self.failed.borrow_mut() = Some(error.to_string());
+                self.changed.wake_all();
+                return;
+            }
+        }
+    }
+
+    async fn steps<H: Host>(&self, engine: &Shard<H>) -> Result<(), MetadataError> {
+        loop {
+            let Some(begun) = self.quorum.borrow_mut().begin() else {
+                return Ok(());
+            };
+            self.send(begun.send);
+            if let Some(bytes) = begun.persist {
+                persist(engine, bytes).await?;
+            }
+            let finished = self.quorum.borrow_mut().finish()?;
+            self.send(finished.send);
+            let mut news = false;
+            for applied in finished.applied {
+                news = true;
+                if applied.by == self.node_id {
+                    self.outcomes.borrow_mut().insert(applied.id, applied.counts);
+                }
+            }
+            news |= self.note_leader();
+            if news {
+                self.changed.wake_all();
+                // What nobody waits for any more.
+                let next = self.next_id.get();
+                self.outcomes.borrow_mut().retain(|id, _| id + 1_000 > next);
+            }
+            let compact = self.quorum.borrow_mut().compact();
+            if let Some(bytes) = compact {
+                let start = persist(engine, bytes).await?;
+                if let Some(log) = engine.partition(&METADATA_KEY) {
+                    engine.delete_records(&log, start).await?;
+                }
+            }
+        }
+    }
+
+    fn note_leader(&self) -> bool {
+        let (leader, term, leads) = {
+            let quorum = self.quorum.borrow();
+            (quorum.leader(), quorum.term(), quorum.is_leader())
+        };
+        if leads && self.leads.get().is_none() {
+            self.leads.set(Some(Instant::now()));
+            tracing::info!(term, "this node leads the metadata quorum");
+        } else if !leads && self.leads.take().is_some() {
+            tracing::info!(term, "this node leads the metadata quorum no more");
+        }
+        if leader.is_none() || leader == self.leader.get() {
+            return false;
+        }
+        let before = self.leader.replace(leader);
+        self.led_before.set(before.filter(|n| *n != self.node_id));
+        if let Some(leader) = leader.filter(|n| *n != self.node_id) {
+            tracing::info!(leader, term, "the metadata quorum has a leader");
+        }
+        true
+    }
+
+    fn send(&self, messages: Vec<Outgoing>) {
+        let links = self.links.borrow();
+        for message in messages {
+            if let Some(link) = links.get(&message.node) {
+                link.send(Bytes::from(message.bytes));
+            }
+        }
+    }
+}
+
+/// Appends bytes to the metadata log, durably; returns their offset.
+async fn persist<H: Host>(engine: &Shard<H>, bytes: Vec<u8>) -> Result<i64, MetadataError> {
+    let permit = engine.admit(bytes.len()).await;
+    let appended = engine.append_metadata(METADATA_KEY, 0, bytes.into(), permit)?;
+    if let Some(log) = engine.partition(&METADATA_KEY) {
+        log.wait_durable(appended.end_offset).await?;
+    }
+    Ok(appended.base_offset)
+}

@@ -1,0 +1,99 @@
+//! Opening a stream to a shard of another node.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    rc::Rc,
+    time::Duration,
+};
+
+use millrace_cluster::{
+    metadata::record,
+    replica::{Hello, HelloAnswer, StreamKind, message::VERSIONS},
+};
+use millrace_engine::host::Host;
+use millrace_net::quic::{Connection, FrameReceiver, FrameSender, LinkError};
+
+use super::FRAME_MAX;
+use crate::node::Node;
+
+/// How long connecting may take, and the first answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// An open stream.
+pub struct Stream {
+    /// Keeps the connection open.
+    pub connection: Connection,
+    /// Frames there.
+    pub tx: FrameSender,
+    /// Frames back.
+    pub rx: FrameReceiver,
+}
+
+/// Opens a stream of a kind to a shard of a node.
+///
+/// # Errors
+/// [`LinkError`]: no way there, or refused, with the peer's reason.
+pub async fn open(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Result<Stream, LinkError> {
+    let opening = open_now(node, to, shard, kind);
+    let patience = async {
+        node.host.sleep(PATIENCE).await;
+        Err(LinkError::Lost(format!("node {to} does not answer")))
+    };
+    futures_lite::future::or(opening, patience).await
+}
+
+async fn open_now(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Result<Stream, LinkError> {
+    let address = address(node, to, shard).await?;
+    let endpoint = node
+        .peer_endpoint
+        .borrow()
+        .clone()
+        .ok_or_else(|| LinkError::Lost("this node has no endpoint".into()))?;
+    let connection = endpoint.connect(address, to).await?;
+    let (mut tx, mut rx) = connection.open(FRAME_MAX).await?;
+    let hello = Hello {
+        versions: VERSIONS,
+        kind,
+        cluster_id: node.cluster_id(),
+        node: node.shared.node_id,
+        directory: node.shared.directory_id.into_bytes(),
+        to_node: to,
+        to_shard: shard,
+    };
+    tx.send([vec![record::encode(&hello).into()]]).await?;
+    let garbage = || LinkError::Garbage("no answer to the first frame".into());
+    let frame = rx.next().await?.ok_or_else(garbage)?;
+    match record::decode::<HelloAnswer>(&frame).map_err(|_| garbage())? {
+        HelloAnswer::Welcome { .. } => Ok(Stream { connection, tx, rx }),
+        HelloAnswer::Refused { reason } => {
+            connection.close("refused");
+            Err(LinkError::Lost(format!("node {to} refuses this node: {reason}")))
+        }
+    }
+}
+
+/// Where a shard of a node listens: as it registered, or for its first shard as configured.
+async fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<SocketAddr, LinkError> {
+    let view = node.view();
+    let registered = view
+        .image
+        .broker(to)
+        .and_then(|b| b.registration.peers.get(shard as usize));
+    let text = match registered {
+        Some(address) => format!("{}:{}", address.host, address.port),
+        None => (node.shared.members.addresses.get(&to).cloned().filter(|_| shard == 0))
+            .ok_or_else(|| LinkError::Lost(format!("node {to} has not said yet where its shard {shard} listens")))?,
+    };
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let name = text.clone();
+    let found = glommio::executor()
+        .spawn_blocking(move || name.to_socket_addrs().map(|mut all| all.next()))
+        .await;
+    match found {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => Err(LinkError::Lost(format!("{text} has no address"))),
+        Err(error) => Err(LinkError::Lost(format!("{text}: {error}"))),
+    }
+}

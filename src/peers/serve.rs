@@ -1,0 +1,131 @@
+//! Taking streams of other nodes: who they are is checked before anything they say is looked at.
+
+use std::rc::Rc;
+
+use millrace_cluster::{
+    metadata::record,
+    replica::{
+        Hello, HelloAnswer, StreamKind,
+        message::{VERSIONS, common_version},
+    },
+};
+use millrace_net::quic::{Connection, Endpoint, FrameReceiver, FrameSender, LinkError};
+
+use super::FRAME_MAX;
+use crate::{node::Node, replication::following};
+
+/// Takes connections on this shard's port as long as the node runs.
+pub async fn run(node: Rc<Node>, endpoint: Rc<Endpoint>) {
+    while let Some(incoming) = endpoint.accept().await {
+        if node.is_stopping() {
+            return;
+        }
+        match incoming {
+            Ok(connection) => {
+                let node = Rc::clone(&node);
+                glommio::spawn_local(async move { streams(&node, connection).await }).detach();
+            }
+            Err(error) => tracing::warn!(%error, "a node was refused: its certificate does not hold, or it gave up"),
+        }
+    }
+}
+
+async fn streams(node: &Rc<Node>, connection: Connection) {
+    while let Ok((tx, rx)) = connection.accept(FRAME_MAX).await {
+        let (node, connection) = (Rc::clone(node), connection.clone());
+        glommio::spawn_local(async move {
+            if let Err(error) = stream(&node, &connection, tx, rx).await {
+                tracing::debug!(%error, peer = %connection.address(), "a stream of another node has ended");
+            }
+        })
+        .detach();
+    }
+}
+
+async fn stream(
+    node: &Rc<Node>,
+    connection: &Connection,
+    mut tx: FrameSender,
+    mut rx: FrameReceiver,
+) -> Result<(), LinkError> {
+    let garbage = |what: &str| LinkError::Garbage(what.into());
+    let first = rx.next().await?.ok_or_else(|| garbage("nothing"))?;
+    let hello: Hello = record::decode(&first).map_err(|_| garbage("a first frame that is none of ours"))?;
+    let answer = match check(node, connection, &hello) {
+        Ok(version) => HelloAnswer::Welcome { version },
+        Err(reason) => {
+            tracing::warn!(peer = hello.node, address = %connection.address(), reason, "a node was refused");
+            HelloAnswer::Refused { reason }
+        }
+    };
+    tx.send([vec![record::encode(&answer).into()]]).await?;
+    if let HelloAnswer::Refused { .. } = answer {
+        tx.finish();
+        return Ok(());
+    }
+    match hello.kind {
+        StreamKind::Quorum => {
+            while let Some(frame) = rx.next().await? {
+                let quorum = Rc::clone(&node.coordinator().controller.quorum);
+                if let Err(error) = quorum.receive(hello.node, &frame) {
+                    tracing::warn!(peer = hello.node, %error, "a node's message was refused, and its link closed");
+                    connection.close("a message that cannot be");
+                    return Err(garbage("a message that cannot be"));
+                }
+            }
+            Ok(())
+        }
+        StreamKind::Replica => following::serve(node, hello.node, tx, rx).await,
+    }
+}
+
+/// Why a stream is refused, if it is; else the version to speak.
+fn check(node: &Rc<Node>, connection: &Connection, hello: &Hello) -> Result<u16, String> {
+    let me = node.shared.node_id;
+    let version = common_version(VERSIONS, hello.versions).ok_or_else(|| {
+        format!(
+            "it speaks versions {} to {} between nodes, this one {} to {}: upgrade the older one first to a release that speaks both",
+            hello.versions.0, hello.versions.1, VERSIONS.0, VERSIONS.1
+        )
+    })?;
+    if !connection.is_node(hello.node) {
+        return Err(format!(
+            "it says that it is node {}, and its certificate says otherwise",
+            hello.node
+        ));
+    }
+    if hello.node == me {
+        return Err(format!(
+            "node.id {me} is this node's own: give each node an id of its own"
+        ));
+    }
+    if hello.to_node != me {
+        return Err(format!(
+            "it looks for node {}, this is node {me}: check the addresses in --peers",
+            hello.to_node
+        ));
+    }
+    if hello.to_shard as usize != node.shard {
+        return Err(format!(
+            "it looks for shard {}, this is shard {}",
+            hello.to_shard, node.shard
+        ));
+    }
+    let ours = node.cluster_id();
+    if !ours.is_empty() && !hello.cluster_id.is_empty() && ours != hello.cluster_id {
+        return Err(format!(
+            "it belongs to cluster {}, this node to {ours}: a data folder keeps its cluster",
+            hello.cluster_id
+        ));
+    }
+    // The quorum remembers a voter by its folder: with an emptied one it may vote twice in a term.
+    let known = node.known_image().broker(hello.node).map(|b| b.registration.directory);
+    if hello.kind == StreamKind::Quorum && known.is_some_and(|d| d != hello.directory) {
+        return Err(format!(
+            "node {} comes with another data folder than the one the cluster knows: bring that folder back, or remove the node from \
+             the cluster and add it anew",
+            hello.node
+        ));
+    }
+    Ok(version)
+}

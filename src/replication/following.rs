@@ -1,0 +1,185 @@
+//! What a follower does with a leader's requests: each is answered, an append when it is durable.
+
+use std::{cell::RefCell, collections::VecDeque, rc::Rc};
+
+use bytes::Bytes;
+use millrace_cluster::{
+    metadata::record,
+    replica::{
+        Answer, Request,
+        follower::{self, Decision, Log},
+        message::{self, Says},
+    },
+};
+use millrace_engine::{AppendError, PartitionKey, batch::Batch, shard::Partition, sync::WaitList};
+use millrace_net::quic::{FrameReceiver, FrameSender, LinkError};
+
+use super::{Role, Slot};
+use crate::node::Node;
+
+/// Answers on their way to a leader.
+#[derive(Default)]
+struct Outbox {
+    answers: RefCell<VecDeque<Bytes>>,
+    wake: WaitList,
+}
+
+impl Outbox {
+    fn push(&self, request: &Request, says: Says) {
+        let answer = Answer {
+            key: request.key,
+            epoch: request.epoch,
+            round: request.round,
+            says,
+        };
+        self.answers.borrow_mut().push_back(record::encode(&answer).into());
+        self.wake.wake_all();
+    }
+
+    async fn send(&self, mut tx: FrameSender) -> LinkError {
+        loop {
+            self.wake
+                .wait(|| (!self.answers.borrow().is_empty()).then_some(()))
+                .await;
+            let answers: Vec<Vec<Bytes>> = self.answers.borrow_mut().drain(..).map(|a| vec![a]).collect();
+            if let Err(error) = tx.send(answers).await {
+                return error;
+            }
+        }
+    }
+}
+
+/// Serves a leader's stream until it ends.
+///
+/// # Errors
+/// Why it ended.
+pub async fn serve(node: &Rc<Node>, from: i32, tx: FrameSender, mut rx: FrameReceiver) -> Result<(), LinkError> {
+    let outbox = Rc::new(Outbox::default());
+    let handling = async {
+        loop {
+            match rx.next().await {
+                Ok(Some(frame)) => match message::decode_request(&frame) {
+                    Ok((request, batches)) => handle(node, &outbox, from, request, batches).await,
+                    Err(error) => return LinkError::Garbage(error.to_string()),
+                },
+                Ok(None) => return LinkError::Lost("the leader has closed it".into()),
+                Err(error) => return error,
+            }
+        }
+    };
+    Err(futures_lite::future::or(handling, outbox.send(tx)).await)
+}
+
+async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Request, batches: Vec<Batch>) {
+    let key = PartitionKey::from(request.key);
+    let slot = match node.replication.slot(&key) {
+        Some(slot) => slot,
+        None => {
+            let says = match node.view().placement.get(&key) {
+                Some(shard) if *shard as usize != node.shard => Says::Elsewhere { shard: *shard },
+                _ => Says::NotYet,
+            };
+            return outbox.push(&request, says);
+        }
+    };
+    let _turn = slot.turn.acquire(1).await;
+    let partition = &slot.partition;
+    let follows = match &*slot.role.borrow() {
+        Role::Follows(leader) => Some(*leader),
+        _ => None,
+    };
+    let first = batches.first().map(|b| b.header.base_offset);
+    let decision = look(partition, |log| {
+        follower::decide(&request, from, first, (follows, slot.epoch.get()), log)
+    });
+    let done: Result<Option<Says>, String> = match decision {
+        Decision::Answer(says) => Ok(Some(says)),
+        Decision::Note => {
+            note(node, partition, &request);
+            Ok(None)
+        }
+        Decision::Truncate { to } => {
+            let log_end = partition.status().log_end;
+            if to < log_end {
+                tracing::info!(partition = %key, log_end, to, leader = from, "the log differs from its leader's and is cut");
+            }
+            let cut = node.engine.truncate(partition, to).await;
+            cut.map(|()| Some(stands(partition))).map_err(|e| e.to_string())
+        }
+        Decision::Restart { at } => {
+            tracing::info!(partition = %key, at, leader = from, "the log ends before its leader's begins, and begins anew there");
+            let cut = node.engine.restart_at(partition, at).await;
+            cut.map(|()| Some(stands(partition))).map_err(|e| e.to_string())
+        }
+        Decision::Append => append(node, outbox, &slot, &request, batches)
+            .await
+            .map_err(|e| e.to_string()),
+    };
+    match done {
+        Ok(Some(says)) => outbox.push(&request, says),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::error!(partition = %key, error, leader = from, "a follower cannot do what its leader asks");
+            outbox.push(&request, Says::Failed);
+        }
+    }
+}
+
+fn look<T>(partition: &Partition, look: impl FnOnce(Log<'_>) -> T) -> T {
+    partition.with_state(|s| {
+        look(Log {
+            log_start: s.log_start(),
+            log_end: s.log_end(),
+            durable_end: s.durable_end(),
+            epochs: &s.epochs,
+        })
+    })
+}
+
+fn stands(partition: &Partition) -> Says {
+    look(partition, |log| Says::Stands(log.standing()))
+}
+
+/// Takes in the leader's high watermark and log start.
+fn note(node: &Rc<Node>, partition: &Rc<Partition>, request: &Request) {
+    node.engine.advance_high_watermark(partition, request.high_watermark);
+    if request.log_start > partition.status().log_start && request.log_start <= partition.status().high_watermark {
+        let (node, partition, to) = (Rc::clone(node), Rc::clone(partition), request.log_start);
+        glommio::spawn_local(async move {
+            if let Err(error) = node.engine.delete_records(&partition, to).await {
+                tracing::warn!(partition = %partition.key, %error, "the log start could not follow the leader's");
+            }
+        })
+        .detach();
+    }
+}
+
+async fn append(
+    node: &Rc<Node>,
+    outbox: &Rc<Outbox>,
+    slot: &Rc<Slot>,
+    request: &Request,
+    batches: Vec<Batch>,
+) -> Result<Option<Says>, AppendError> {
+    let bytes = batches.iter().map(|b| b.payload.len()).sum();
+    let permit = node.engine.admit(bytes).await;
+    // Waiting for room took time.
+    if slot.epoch.get() != request.epoch {
+        return Ok(Some(Says::Stale));
+    }
+    let end = node.engine.append_replicated(slot.key, batches, permit)?;
+    note(node, &slot.partition, request);
+    let (node, outbox, slot, request) = (Rc::clone(node), Rc::clone(outbox), Rc::clone(slot), request.clone());
+    glommio::spawn_local(async move {
+        let says = match slot.partition.wait_durable(end).await {
+            Ok(()) => Says::Durable(end),
+            Err(_) => Says::Failed,
+        };
+        if slot.epoch.get() == request.epoch {
+            note(&node, &slot.partition, &request);
+        }
+        outbox.push(&request, says);
+    })
+    .detach();
+    Ok(None)
+}

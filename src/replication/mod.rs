@@ -1,0 +1,239 @@
+//! Replication on one shard: the role of each of its partitions, [`leading`] sends to followers, [`following`] takes what
+//! leaders send. The decisions are in `millrace_cluster::replica`; here they are carried out.
+
+pub mod following;
+pub mod leading;
+mod link;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use kafka_protocol::ResponseError;
+use millrace_cluster::{metadata::PartitionImage, replica::Leader};
+use millrace_engine::{
+    PartitionKey, PartitionMap,
+    shard::Partition,
+    sync::{Budget, WaitList},
+};
+
+use self::link::Link;
+use crate::{kafka::errors::Failure, node::Node};
+
+/// What a partition's copy here is.
+#[derive(Debug)]
+pub enum Role {
+    /// Nothing yet: it is about to lead, or nobody does.
+    None,
+    /// The only copy: it leads, and nobody follows.
+    Alone,
+    /// Leads others.
+    Leads(Box<Leader>),
+    /// Follows this node.
+    Follows(i32),
+}
+
+/// A partition of this shard, and its role.
+pub struct Slot {
+    /// Which.
+    pub key: PartitionKey,
+    /// Its log.
+    pub partition: Rc<Partition>,
+    /// Epoch of the leadership that the metadata says.
+    epoch: Cell<i32>,
+    /// What it is under that epoch.
+    role: RefCell<Role>,
+    /// Whoever changes a follower's log, or makes it a leader's, holds this.
+    turn: Rc<Budget>,
+    /// On which of their shards followers have it, as far as they said.
+    shards: RefCell<HashMap<i32, u32>>,
+}
+
+/// All partitions of a shard, and its links to other nodes' shards.
+#[derive(Default)]
+pub struct Replication {
+    slots: RefCell<PartitionMap<Rc<Slot>>>,
+    links: RefCell<HashMap<(i32, u32), Rc<Link>>>,
+    /// Some ISR may have to change.
+    isr_news: WaitList,
+    isr_wanted: Cell<bool>,
+}
+
+impl Slot {
+    /// Fails unless this copy leads under `epoch`.
+    ///
+    /// # Errors
+    /// NOT_LEADER_OR_FOLLOWER.
+    pub fn check_leads(&self, epoch: i32) -> Result<(), Failure> {
+        match &*self.role.borrow() {
+            Role::Alone | Role::Leads(_) if self.epoch.get() == epoch => Ok(()),
+            _ => Err(Failure::not_leader()),
+        }
+    }
+
+    /// Fails unless the end of the log is known: a new leader first has to hear of its followers.
+    ///
+    /// # Errors
+    /// OFFSET_NOT_AVAILABLE.
+    pub fn check_end_known(&self) -> Result<(), Failure> {
+        match &*self.role.borrow() {
+            Role::Leads(leader) if !leader.knows_the_end() => Err(Failure::new(
+                ResponseError::OffsetNotAvailable,
+                "the new leader does not know yet what its followers hold",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the end of the log is known under a leadership of this copy.
+    ///
+    /// # Errors
+    /// The leadership is over.
+    pub async fn wait_end_known(&self, epoch: i32) -> Result<(), Failure> {
+        self.partition
+            .changes()
+            .wait(|| {
+                if self.epoch.get() > epoch || self.partition.is_deleted() {
+                    return Some(Err(Failure::not_leader()));
+                }
+                let known = self.check_leads(epoch).and_then(|()| self.check_end_known());
+                known.ok().map(Ok)
+            })
+            .await
+    }
+
+    /// Replicas in sync, if others follow.
+    #[must_use]
+    pub fn in_sync(&self) -> Option<usize> {
+        match &*self.role.borrow() {
+            Role::Leads(leader) => Some(leader.isr().len()),
+            _ => None,
+        }
+    }
+
+    /// Waits until everything below `end` is held as `acks` asks: durably here, or by every replica in sync.
+    ///
+    /// # Errors
+    /// Leadership or disk were lost, or fewer replicas are in sync than `min_insync` says.
+    pub async fn wait_acknowledged(
+        &self,
+        epoch: i32,
+        end: i64,
+        by_all: bool,
+        min_insync: usize,
+    ) -> Result<(), Failure> {
+        if !by_all {
+            return Ok(self.partition.wait_durable(end).await?);
+        }
+        self.partition
+            .changes()
+            .wait(|| {
+                if let Err(failure) = self.check_leads(epoch) {
+                    return Some(Err(failure));
+                }
+                if self.partition.status().high_watermark >= end {
+                    return Some(Ok(()));
+                }
+                let healthy = self.partition.check_healthy().map_err(Failure::from);
+                match healthy {
+                    Ok(()) if self.partition.is_deleted() => Some(Err(Failure::unknown_partition())),
+                    Ok(()) => None,
+                    Err(failure) => Some(Err(failure)),
+                }
+            })
+            .await?;
+        match self.in_sync() {
+            Some(in_sync) if in_sync < min_insync => Err(Failure::new(
+                ResponseError::NotEnoughReplicasAfterAppend,
+                format!("{in_sync} replicas are in sync, min.insync.replicas is {min_insync}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Replication {
+    /// A partition of this shard.
+    #[must_use]
+    pub fn slot(&self, key: &PartitionKey) -> Option<Rc<Slot>> {
+        self.slots.borrow().get(key).cloned()
+    }
+
+    fn all(&self) -> Vec<Rc<Slot>> {
+        self.slots.borrow().values().cloned().collect()
+    }
+
+    /// A partition is not here any more.
+    pub fn removed(&self, key: &PartitionKey) {
+        if let Some(slot) = self.slots.borrow_mut().remove(key) {
+            slot.role.replace(Role::None);
+            slot.partition.changes().wake_all();
+        }
+    }
+
+    fn want_isr(&self) {
+        self.isr_wanted.set(true);
+        self.isr_news.wake_all();
+    }
+}
+
+/// Takes in what the metadata says of a partition of this shard.
+pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage) {
+    let replication = &node.replication;
+    let slot = Rc::clone(replication.slots.borrow_mut().entry(partition.key).or_insert_with(|| {
+        Rc::new(Slot {
+            key: partition.key,
+            partition: Rc::clone(partition),
+            epoch: Cell::new(-1),
+            role: RefCell::new(Role::None),
+            turn: Budget::new(1),
+            shards: RefCell::default(),
+        })
+    }));
+    let me = node.shared.node_id;
+    let same = slot.epoch.replace(image.leader_epoch) == image.leader_epoch;
+    if image.leader == me && image.replicas.len() == 1 {
+        node.engine.set_replicated(partition, false);
+        slot.role.replace(Role::Alone);
+    } else if image.leader == me {
+        node.engine.set_replicated(partition, true);
+        let mut role = slot.role.borrow_mut();
+        if let (Role::Leads(leader), true) = (&mut *role, same) {
+            leader.committed(&image.replicas, &image.isr, image.partition_epoch, now_ms(node));
+            let high_watermark = leader.high_watermark();
+            drop(role);
+            node.engine.advance_high_watermark(partition, high_watermark);
+            leading::nudge(node, &slot);
+            return;
+        }
+        *role = Role::None;
+        drop(role);
+        let (node, image) = (Rc::clone(node), image.clone());
+        glommio::spawn_local(async move { leading::lead(&node, slot, image).await }).detach();
+    } else {
+        node.engine.set_replicated(partition, true);
+        if !matches!(&*slot.role.borrow(), Role::Follows(leader) if same && *leader == image.leader) {
+            slot.role.replace(Role::Follows(image.leader));
+        }
+    }
+    // Whoever waits for an acknowledgement by a leader that is none any more.
+    partition.changes().wake_all();
+}
+
+/// Milliseconds of a clock that does not jump.
+fn now_ms(node: &Node) -> i64 {
+    node.started.elapsed().as_millis() as i64
+}
+
+/// Runs `work` at the latest after `pause`.
+async fn after(node: &Rc<Node>, pause: Duration, wake: &WaitList, due: impl Fn() -> bool) {
+    let until = Instant::now() + pause;
+    futures_lite::future::or(
+        wake.wait(|| due().then_some(())),
+        node.host_sleep(until.saturating_duration_since(Instant::now())),
+    )
+    .await;
+}
