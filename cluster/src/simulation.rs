@@ -74,6 +74,8 @@ impl Rng {
     }
 }
 
+/// Takes in what happens.
+type Tell = Box<dyn FnMut(String)>;
 /// A record: the epoch it was written under, and what it says.
 type Entry = (LeaderEpoch, u64);
 
@@ -162,6 +164,7 @@ struct World {
     looked_through: Option<LeaderEpoch>,
     faults: bool,
     outcome: Outcome,
+    tell: Option<Tell>,
 }
 
 /// Runs a history.
@@ -169,23 +172,15 @@ struct World {
 /// # Errors
 /// What was violated, and when.
 pub fn run(seed: u64, bug: Bug) -> Result<Outcome, String> {
-    let mut world = World::new(seed, bug);
-    for _ in 0..1_500 {
-        world.step()?;
-    }
-    world.mend();
-    let before = world.outcome.acknowledged;
-    for _ in 0..2_500 {
-        world.step()?;
-    }
-    if world.outcome.acknowledged == before {
-        return Err(world.fail("nothing was acknowledged after everything was mended".into()));
-    }
-    let isr = world.partition().isr.len();
-    if isr != world.nodes.len() {
-        return Err(world.fail(format!("only {isr} replicas are in sync after everything was mended")));
-    }
-    Ok(world.outcome)
+    World::new(seed, bug, None).live()
+}
+
+/// Runs a history and tells what happens in it.
+///
+/// # Errors
+/// What was violated, and when.
+pub fn explain(seed: u64, bug: Bug, tell: impl FnMut(String) + 'static) -> Result<Outcome, String> {
+    World::new(seed, bug, Some(Box::new(tell))).live()
 }
 
 fn registration(node: i32, start: u64) -> Registration {
@@ -200,7 +195,27 @@ fn registration(node: i32, start: u64) -> Registration {
 }
 
 impl World {
-    fn new(seed: u64, bug: Bug) -> Self {
+    /// The whole history: faults, then none.
+    fn live(mut self) -> Result<Outcome, String> {
+        for _ in 0..1_500 {
+            self.step()?;
+        }
+        self.mend();
+        let before = self.outcome.acknowledged;
+        for _ in 0..2_500 {
+            self.step()?;
+        }
+        if self.outcome.acknowledged == before {
+            return Err(self.fail("nothing was acknowledged after everything was mended".into()));
+        }
+        let isr = self.partition().isr.len();
+        if isr != self.nodes.len() {
+            return Err(self.fail(format!("only {isr} replicas are in sync after everything was mended")));
+        }
+        Ok(self.outcome)
+    }
+
+    fn new(seed: u64, bug: Bug, tell: Option<Tell>) -> Self {
         let mut rng = Rng(seed.wrapping_mul(2).wrapping_add(1));
         let count = if rng.chance(3) { 5 } else { 3 };
         let nodes: Vec<i32> = (0..count).collect();
@@ -254,6 +269,7 @@ impl World {
             looked_through: None,
             faults: true,
             outcome: Outcome::default(),
+            tell,
         };
         world.commit(image);
         world
@@ -288,6 +304,14 @@ impl World {
         )
     }
 
+    /// Text is made only if somebody may want it: most histories are run for their end alone.
+    fn tell(&mut self, what: impl FnOnce(&Self) -> String) {
+        if let Some(mut tell) = self.tell.take() {
+            tell(format!("{:5} {}", self.now, what(self)));
+            self.tell = Some(tell);
+        }
+    }
+
     fn trace(&mut self, what: u64) {
         self.outcome.trace = (self.outcome.trace ^ what)
             .wrapping_mul(0x0100_0000_01b3)
@@ -298,7 +322,18 @@ impl World {
     fn commit(&mut self, image: Image) {
         self.image = image;
         let partition = self.partition();
+        self.tell(|w| {
+            format!(
+                "committed {:?}, active {:?}",
+                w.partition(),
+                w.image.active().collect::<Vec<_>>()
+            )
+        });
         for node in 0..self.nodes.len() {
+            // A broker takes up no metadata from before its registration: it might lead under an epoch that it has forgotten.
+            if !self.nodes[node].up {
+                continue;
+            }
             let delay = self.rng.below(if self.faults { 25 } else { 3 }) as i64;
             let last = self.nodes[node].news.back().map_or(0, |(at, _)| *at);
             self.nodes[node]
@@ -358,7 +393,10 @@ impl World {
         match self.rng.below(300) {
             0 if self.nodes[node].up => self.crash(node),
             1 | 2 if !self.nodes[node].up => self.start(node),
-            3 => self.nodes[node].paused_until = self.now + self.rng.below(300) as i64,
+            3 => {
+                self.nodes[node].paused_until = self.now + self.rng.below(300) as i64;
+                self.tell(|w| format!("node {node} is paused until {}", w.nodes[node].paused_until));
+            }
             // A whole rack, or all of them: power is gone.
             7 if self.rng.chance(2) => {
                 let all = self.rng.chance(2);
@@ -393,6 +431,7 @@ impl World {
         }
         self.waiting.retain(|w| w.node != node);
         self.trace(node as u64);
+        self.tell(|w| format!("node {node} crashes, its log ends at {}", w.nodes[node].log.len()));
     }
 
     fn start(&mut self, node: usize) {
@@ -409,6 +448,7 @@ impl World {
 
     /// A connection breaks: what was on its way is lost, and the side that leads notices.
     fn cut_link(&mut self, a: usize, b: usize) {
+        self.tell(|_| format!("the connection of {a} and {b} breaks"));
         self.links.remove(&(a, b));
         self.links.remove(&(b, a));
         for (leader, follower) in [(a, b), (b, a)] {
@@ -431,6 +471,14 @@ impl World {
             let Some((_, image)) = self.nodes[node].news.pop_front() else {
                 break;
             };
+            self.tell(|w| {
+                let n = &w.nodes[node];
+                format!(
+                    "node {node}, log end {} high watermark {}, learns {image:?}",
+                    n.log_end(),
+                    n.high_watermark
+                )
+            });
             let now = self.now;
             let bug = self.bug;
             let n = &mut self.nodes[node];
@@ -595,6 +643,13 @@ impl World {
                 && queue.front().is_some_and(|(at, _)| *at <= self.now)
                 && let Some((_, message)) = queue.pop_front()
             {
+                self.tell(|_| match &message {
+                    Message::Request(r, first, _) => format!(
+                        "{from} -> {to} epoch {} round {} {:?} {first:?} high watermark {}",
+                        r.epoch, r.round, r.order, r.high_watermark
+                    ),
+                    Message::Answer(a) => format!("{from} -> {to} epoch {} round {} {:?}", a.epoch, a.round, a.says),
+                });
                 match message {
                     Message::Request(request, first, batch) => self.follow(to, from, request, first, batch)?,
                     Message::Answer(answer) => self.answered(to, from, &answer),

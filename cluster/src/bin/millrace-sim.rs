@@ -1,9 +1,9 @@
 //! Runs simulated histories of a replicated partition: `millrace-sim [--seeds N] [--from SEED]`, or `millrace-sim --seed SEED` for
-//! one that failed.
+//! one that failed, with all that happens in it.
 
 use std::{process::ExitCode, time::Instant};
 
-use millrace_cluster::simulation::{Bug, run};
+use millrace_cluster::simulation::{Bug, explain, run};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -24,7 +24,12 @@ fn main() -> ExitCode {
     let mut failed = 0;
     let (mut acknowledged, mut elections, mut cuts) = (0, 0, 0);
     for seed in from..from + seeds {
-        match run(seed, Bug::None) {
+        let ended = if seeds == 1 {
+            explain(seed, Bug::None, |text| println!("{text}"))
+        } else {
+            run(seed, Bug::None)
+        };
+        match ended {
             Ok(outcome) => {
                 acknowledged += outcome.acknowledged;
                 elections += outcome.elections;
