@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A cluster on this machine, to try things on.
 #   scripts/cluster-local.sh up N [--netns] [serve options…]   starts N nodes, prints where clients connect
-#   scripts/cluster-local.sh status            who runs, who leads the metadata quorum, who was fenced
+#   scripts/cluster-local.sh status            who runs, and where
 #   scripts/cluster-local.sh kill N | start N | stop N          SIGKILL, start again, SIGTERM
 #   scripts/cluster-local.sh pause N | resume N                 SIGSTOP, SIGCONT
 #   scripts/cluster-local.sh cut A B | oneway A B | heal        (with --netns) no packets between A and B; none from A to B; all again
@@ -20,7 +20,8 @@ ns() { echo "millrace-$1"; }
 nodes() { (cd "$DIR" 2>/dev/null && ls -d [0-9]* 2>/dev/null | sort -n) || true; }
 in_netns() { [ -e "$DIR/netns" ]; }
 pid_of() { cat "$DIR/$1/pid" 2>/dev/null || true; }
-runs() { local pid; pid=$(pid_of "$1"); [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; }
+state() { local pid; pid=$(pid_of "$1"); [ -n "$pid" ] && sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$pid/status" 2>/dev/null || true; }
+runs() { local s; s=$(state "$1"); [ -n "$s" ] && [ "$s" != Z ]; }
 known() { [ -d "$DIR/${1:-none}" ] || fail "node ${1:-?} is not there; nodes: $(nodes | xargs)"; }
 
 kafka_address() { if in_netns; then echo "$NET.$1:9092"; else echo "127.0.0.1:$((PORT + $1 - 1))"; fi; }
@@ -76,7 +77,7 @@ make_netns() { # COUNT
     ip -n "$(ns "$n")" addr add "$NET.$n/24" dev eth0
     ip -n "$(ns "$n")" link set eth0 up
     ip -n "$(ns "$n")" link set lo up
-    ip netns exec "$(ns "$n")" nft -f - <<< 'table ip cut { chain input { type filter hook input priority 0; } }'
+    ip netns exec "$(ns "$n")" nft -f - <<< $'add table ip cut\nadd chain ip cut input { type filter hook input priority 0; }'
   done
   local bin; bin=$(cat "$DIR/binary")
   "$bin" cluster init-ca --dir "$DIR/ca" >/dev/null
@@ -111,10 +112,10 @@ up)
 status)
   [ -n "$(nodes)" ] || fail "there is no cluster; 'up 3' starts one"
   for n in $(nodes); do
-    state=down
-    if runs "$n"; then state=runs; grep -q '^State:.*T' "/proc/$(pid_of "$n")/status" && state=paused; fi
-    leads=$(grep -o 'this node leads the metadata quorum.*' "$DIR/$n/log" 2>/dev/null | tail -n 1 | grep -v 'no more' || true)
-    echo "node $n: $state, Kafka $(kafka_address "$n"), nodes $(cluster_address "$n")${leads:+, $leads}"
+    is=down
+    if runs "$n"; then is=runs; fi
+    if [ "$(state "$n")" = T ]; then is=paused; fi
+    echo "node $n: $is, Kafka $(kafka_address "$n"), nodes $(cluster_address "$n"), log $DIR/$n/log"
   done
   ;;
 kill) known "${1:-}"; kill -9 "$(pid_of "$1")" ;;

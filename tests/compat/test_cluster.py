@@ -1,0 +1,433 @@
+"""Three nodes on this machine: faults under load, and a checker of what clients saw."""
+
+import collections
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from conftest import BINARY, clean_environment
+
+PARTITIONS = 6
+KEYS = 24
+
+
+def free_ports(count, kind):
+    """Ports that nobody uses now."""
+    sockets = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Node:
+    def __init__(self, number, folder, kafka_port, cluster_port, peers, settings):
+        self.number, self.folder, self.kafka_port, self.cluster_port = number, folder, kafka_port, cluster_port
+        self.peers, self.settings = peers, settings
+        self.process = None
+        self.log = open(folder.with_suffix(".log"), "a+")
+
+    def launch(self, *extra):
+        command = [str(BINARY), "serve", "--data-dir", str(self.folder), "--node-id", str(self.number)]
+        command += ["--kafka-listen", f"127.0.0.1:{self.kafka_port}", "--cores", "1", "--memory", "256MiB"]
+        command += ["--cluster-listen", f"127.0.0.1:{self.cluster_port}", "--peers", self.peers]
+        for name, value in self.settings.items():
+            command += ["--set", f"{name}={value}"]
+        self.process = subprocess.Popen(
+            command + list(extra), stdout=subprocess.PIPE, stderr=self.log, text=True, env=clean_environment()
+        )
+        return self
+
+    def wait_ready(self):
+        line = self.process.stdout.readline()
+        assert "ready" in line, self.log_text()
+        return self
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(30)
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def log_text(self):
+        return pathlib.Path(self.log.name).read_text()
+
+
+class Cluster:
+    def __init__(self, count=3, settings=None):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="millrace-cluster-"))
+        kafka, cluster = free_ports(count, socket.SOCK_STREAM), free_ports(count, socket.SOCK_DGRAM)
+        self.peers = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(cluster))
+        settings = {"default.replication.factor": 3, "min.insync.replicas": 2, **(settings or {})}
+        settings.setdefault("group.initial.rebalance.delay.ms", 0)
+        self.nodes = [
+            Node(n + 1, self.dir / str(n + 1), kafka[n], cluster[n], self.peers, settings) for n in range(count)
+        ]
+        self.start_all()
+
+    def start_all(self):
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.wait_ready()
+
+    @property
+    def bootstrap(self):
+        return ",".join(f"127.0.0.1:{n.kafka_port}" for n in self.nodes)
+
+    def node(self, number):
+        return self.nodes[number - 1]
+
+    def admin(self):
+        return AdminClient({"bootstrap.servers": self.bootstrap, "topic.metadata.refresh.interval.ms": 500})
+
+    def create(self, topic, partitions=PARTITIONS):
+        admin = self.admin()
+        admin.create_topics([NewTopic(topic, partitions, 3)])[topic].result(20)
+
+    def partitions(self, topic):
+        return self.admin().list_topics(topic, timeout=20).topics[topic].partitions
+
+    def wait(self, what, holds, timeout=20):
+        until = time.monotonic() + timeout
+        while not holds():
+            assert time.monotonic() < until, f"{what}: not within {timeout} s\n" + self.logs()
+            time.sleep(0.05)
+
+    def wait_in_sync(self, topic, count=3):
+        self.wait("all in sync", lambda: all(len(p.isrs) == count for p in self.partitions(topic).values()))
+
+    def logs(self):
+        return "\n".join(f"== node {n.number}\n" + n.log_text()[-3000:] for n in self.nodes)
+
+    def cleanup(self):
+        for node in self.nodes:
+            if node.process and node.process.poll() is None:
+                node.signal(signal.SIGCONT)
+                node.kill()
+        texts = [n.log_text() for n in self.nodes]
+        shutil.rmtree(self.dir, ignore_errors=True)
+        assert not any("panicked" in t for t in texts), "\n".join(texts)
+
+
+@pytest.fixture
+def make_cluster():
+    made = []
+
+    def make(**kwargs):
+        made.append(Cluster(**kwargs))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.cleanup()
+
+
+class Load:
+    """Idempotent producers, each with keys of its own and a sequence of numbers for each key, and a reader beside them."""
+
+    def __init__(self, cluster, topic, producers=2, pause=0.002):
+        self.cluster, self.topic, self.pause = cluster, topic, pause
+        self.acked, self.seen, self.errors = {}, {}, []
+        self.stop_event = threading.Event()
+        self.longest_gap, self.last_ack = 0.0, time.monotonic()
+        share = KEYS // producers
+        self.threads = [
+            threading.Thread(target=self.produce, args=(range(n * share, (n + 1) * share),)) for n in range(producers)
+        ]
+        self.threads.append(threading.Thread(target=self.read))
+        for thread in self.threads:
+            thread.start()
+
+    def produce(self, keys):
+        producer = Producer(
+            {
+                "bootstrap.servers": self.cluster.bootstrap,
+                "enable.idempotence": True,
+                "linger.ms": 0,
+                "message.timeout.ms": 60_000,
+                "topic.metadata.refresh.interval.ms": 1_000,
+                "retry.backoff.ms": 20,
+                "reconnect.backoff.ms": 20,
+                "reconnect.backoff.max.ms": 200,
+            }
+        )
+
+        def done(error, message):
+            if error:
+                self.errors.append(str(error))
+                return
+            now = time.monotonic()
+            self.longest_gap = max(self.longest_gap, now - self.last_ack)
+            self.last_ack = now
+            place = (message.partition(), message.offset())
+            value = (message.key(), message.value())
+            if self.acked.setdefault(place, value) != value:
+                self.errors.append(f"{place} was acknowledged as {self.acked[place]} and as {value}")
+
+        number = 0
+        while not self.stop_event.is_set():
+            for key in keys:
+                producer.produce(self.topic, str(number).encode(), str(key).encode(), on_delivery=done)
+            number += 1
+            producer.poll(self.pause)
+        if producer.flush(60):
+            self.errors.append("records were neither acknowledged nor refused")
+
+    def read(self):
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.cluster.bootstrap,
+                "group.id": "reader-" + self.topic,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "reconnect.backoff.max.ms": 200,
+            }
+        )
+        consumer.assign([TopicPartition(self.topic, p, 0) for p in range(PARTITIONS)])
+        while not self.stop_event.is_set():
+            for message in consumer.consume(500, 0.1):
+                if not message.error():
+                    self.note(message)
+        consumer.close()
+
+    def note(self, message):
+        place, value = (message.partition(), message.offset()), (message.key(), message.value())
+        if self.seen.setdefault(place, value) != value:
+            self.errors.append(f"{place} was read as {self.seen[place]} and as {value}")
+
+    def finish(self):
+        self.stop_event.set()
+        for thread in self.threads:
+            thread.join(90)
+        return self.check()
+
+    def check(self):
+        """Reads everything back: nothing acknowledged is missing, nothing is there twice, each key's numbers rise."""
+        final = read_all(self.cluster, self.topic)
+        assert not self.errors, self.errors[:5]
+        missing = {p: v for p, v in self.acked.items() if final.get(p) != v}
+        assert not missing, f"{len(missing)} of {len(self.acked)} acknowledged are not there: {list(missing.items())[:5]}"
+        changed = {p: v for p, v in self.seen.items() if final.get(p) != v}
+        assert not changed, f"read once and not any more: {list(changed.items())[:5]}"
+        twice = [v for v, n in collections.Counter(final.values()).items() if n > 1]
+        assert not twice, f"there twice: {twice[:5]}"
+        last = {}
+        for place in sorted(final):
+            key, number = final[place]
+            assert last.get(key, -1) < int(number), f"key {key} is out of order at {place}"
+            last[key] = int(number)
+        return len(self.acked)
+
+
+def read_all(cluster, topic):
+    consumer = Consumer(
+        {
+            "bootstrap.servers": cluster.bootstrap,
+            "group.id": "all",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    partitions = range(PARTITIONS)
+    ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=30)[1] for p in partitions}
+    consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+    found, until = {}, time.monotonic() + 60
+    while any((p, end - 1) not in found for p, end in ends.items() if end) and time.monotonic() < until:
+        for message in consumer.consume(1000, 0.5):
+            if not message.error():
+                found[(message.partition(), message.offset())] = (message.key(), message.value())
+    consumer.close()
+    for p, end in ends.items():
+        assert {o for q, o in found if q == p} == set(range(end)), f"partition {p} has holes below {end}"
+    return found
+
+
+def test_three_nodes_started_at_once_form_a_cluster(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t")
+    described = []
+    for node in cluster.nodes:
+        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{node.kafka_port}"})
+        found = admin.list_topics("t", timeout=10)
+        described.append((found.cluster_id, sorted(found.brokers), len(found.topics["t"].partitions)))
+    assert described == [described[0]] * 3
+    assert described[0][1:] == ([1, 2, 3], PARTITIONS)
+    leaders = collections.Counter(p.leader for p in cluster.partitions("t").values())
+    assert sorted(leaders) == [1, 2, 3], "leaders are spread"
+
+
+def test_a_killed_leader_is_followed_by_another_and_nothing_is_lost(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t")
+    load = Load(cluster, "t")
+    for _ in range(3):
+        time.sleep(1)
+        victim = cluster.node(cluster.partitions("t")[0].leader)
+        victim.kill()
+        cluster.wait(
+            "another leads",
+            lambda: all(p.leader not in (-1, victim.number) for p in cluster.partitions("t").values()),
+            10,
+        )
+        time.sleep(0.5)
+        victim.launch().wait_ready()
+        cluster.wait_in_sync("t")
+    assert load.finish() > 2_000
+    # Generous: a debug build, and everything on the same cores.
+    assert load.longest_gap < 6, f"no acknowledgement for {load.longest_gap:.1f} s"
+
+
+def test_a_paused_node_is_fenced_and_comes_back(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t")
+    load = Load(cluster, "t")
+    for number in (1, 2, 3):
+        node = cluster.node(number)
+        time.sleep(0.7)
+        node.signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        node.signal(signal.SIGCONT)
+        cluster.wait_in_sync("t")
+    assert load.finish() > 2_000
+
+
+def test_all_nodes_killed_at_once_lose_nothing(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t")
+    load = Load(cluster, "t")
+    for _ in range(2):
+        time.sleep(1.5)
+        for node in cluster.nodes:
+            node.signal(signal.SIGKILL)
+        for node in cluster.nodes:
+            node.process.wait(30)
+        cluster.start_all()
+    cluster.wait_in_sync("t")
+    time.sleep(1)
+    assert load.finish() > 1_000
+
+
+def test_a_rolling_restart_fails_no_request(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t")
+    load = Load(cluster, "t")
+    for node in cluster.nodes:
+        time.sleep(0.5)
+        node.signal(signal.SIGTERM)
+        assert node.process.wait(30) == 0, node.log_text()
+        node.launch().wait_ready()
+        cluster.wait_in_sync("t")
+    assert load.finish() > 1_000
+
+
+def test_a_group_goes_on_with_its_offsets_when_its_coordinator_is_killed(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t")
+    load = Load(cluster, "t", pause=0.01)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": cluster.bootstrap,
+            "group.id": "g",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "session.timeout.ms": 10_000,
+            "reconnect.backoff.max.ms": 200,
+        }
+    )
+    rebalances = []
+    consumer.subscribe(["t"], on_assign=lambda _, partitions: rebalances.append(len(partitions)))
+    committed = {}
+
+    def work(seconds):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            messages = [m for m in consumer.consume(200, 0.2) if not m.error()]
+            if not messages:
+                continue
+            try:
+                for tp in consumer.commit(asynchronous=False):
+                    if tp.error is None:
+                        committed[tp.partition] = tp.offset
+            except KafkaException:
+                pass  # The coordinator is moving; what counts is what was answered.
+
+    work(4)
+    assert committed
+    found = subprocess.run(
+        ["kcat", "-b", cluster.bootstrap, "-L", "-t", "__consumer_offsets"], capture_output=True, text=True, check=True
+    )
+    # The group's partition: Kafka's hash of its name.
+    leaders = dict(re.findall(r"partition (\d+), leader (\d+)", found.stdout))
+    coordinator = cluster.node(int(leaders[str(ord("g") % 50)]))
+    coordinator.kill()
+    work(6)
+    asked = consumer.committed([TopicPartition("t", p) for p in range(PARTITIONS)], timeout=20)
+    back = {tp.partition: (tp.offset, committed.get(tp.partition, 0)) for tp in asked}
+    assert all(now >= before for now, before in back.values()), back
+    assert rebalances == [PARTITIONS], "its member was not made to join again"
+    coordinator.launch().wait_ready()
+    consumer.close()
+    load.finish()
+
+
+def test_nodes_that_do_not_belong_are_refused(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t", 1)
+    third = cluster.node(3)
+    third.kill()
+    cluster.wait("the others go on", lambda: 3 not in cluster.partitions("t")[0].isrs)
+
+    # Another folder under a known id.
+    folder = third.folder
+    third.folder = cluster.dir / "emptied"
+    third.launch()
+    cluster.wait("it is refused", lambda: "comes with another data folder" in cluster.node(1).log_text())
+    cluster.wait("and told so", lambda: "comes with another data folder" in third.log_text())
+    third.kill()
+
+    # A certificate of somebody else's.
+    other = cluster.dir / "ca"
+    subprocess.run([BINARY, "cluster", "init-ca", "--dir", other], check=True, capture_output=True)
+    subprocess.run([BINARY, "cluster", "issue", "--dir", other, "--node-id", "3"], check=True, capture_output=True)
+    third.folder = folder
+    files = {"ca": "ca.pem", "cert": "node-3.pem", "key": "node-3.key"}
+    third.launch(*[a for name, file in files.items() for a in ("--set", f"cluster.tls.{name}={other / file}")])
+    cluster.wait("it reaches nobody", lambda: "invalid peer certificate" in third.log_text())
+    third.kill()
+
+    # Nothing of that changed anything, and the real one is welcome.
+    third.launch().wait_ready()
+    cluster.wait_in_sync("t")
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--peers", "1@127.0.0.1:1"], "--cluster-listen"),
+        (["--peers", "7@127.0.0.1:1", "--cluster-listen", "127.0.0.1:1"], "not among them"),
+        (["--peers", "nonsense", "--cluster-listen", "127.0.0.1:1"], "ID@HOST:PORT"),
+        (["--peers", "0@10.1.2.3:1", "--cluster-listen", "127.0.0.1:1"], "init-ca"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_what_to_do(tmp_path, arguments, told):
+    done = subprocess.run(
+        [BINARY, "serve", "--data-dir", tmp_path / "data", "--kafka-listen", "127.0.0.1:0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=clean_environment(),
+    )
+    assert done.returncode == 1 and told in done.stderr, done.stderr
