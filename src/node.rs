@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     rc::Rc,
     sync::{
         Arc,
@@ -104,6 +104,8 @@ pub struct Node {
     pub replication: Replication,
     /// This shard's port for other nodes, in a cluster.
     pub peer_endpoint: RefCell<Option<Rc<Endpoint>>>,
+    /// Brokers whose process seems to have died: clients are not sent to them while others take over what they led.
+    pub suspects: RefCell<BTreeSet<i32>>,
     /// When this shard began; a clock that does not jump.
     pub started: Instant,
     /// Controller and group coordinator, on shard 0.
@@ -164,6 +166,7 @@ impl Node {
             requests: Budget::new(requests_bytes),
             replication: Replication::default(),
             peer_endpoint: RefCell::default(),
+            suspects: RefCell::default(),
             started: Instant::now(),
             coordinator: RefCell::default(),
             stop: WaitList::default(),

@@ -445,11 +445,22 @@ async fn join_quorum(
     }));
     let peers = context.peers.iter().map(|(_, address)| address.clone()).collect();
     serve_peers(context, node)?;
+    if let Some(address) = context.peers.first().and_then(|(socket, _)| socket.local_addr().ok()) {
+        match millrace_net::listener::bind(address) {
+            Ok(socket) => {
+                glommio::spawn_local(peers::pulse::hold(Rc::clone(node), socket)).detach();
+            }
+            Err(error) => {
+                tracing::warn!(%address, %error, "this TCP port cannot be bound: others notice a death of this node later")
+            }
+        }
+    }
     for peer in members.addresses.keys().copied().filter(|n| *n != me) {
         let link = Rc::new(QuorumLink::default());
         quorum.add_link(peer, Rc::clone(&link));
         let n = Rc::clone(node);
         glommio::spawn_local(async move { link.run(&n, peer).await }).detach();
+        glommio::spawn_local(peers::pulse::watch(Rc::clone(node), peer)).detach();
     }
     let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
     glommio::spawn_local(async move { q.run(&n.engine).await }).detach();

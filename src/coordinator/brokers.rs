@@ -12,7 +12,7 @@ use super::quorum::MetadataError;
 use crate::{kafka::errors::Failure, node::Node};
 
 /// How often a leader of the quorum looks for brokers that do not answer.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 /// Pause after a registration that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -85,9 +85,11 @@ pub async fn run(node: &Rc<Node>, registration: Registration) {
             continue;
         }
         let silent: Vec<i32> = controller.quorum.with(|q| q.image().active().collect::<Vec<_>>());
-        let silent = silent
-            .into_iter()
-            .filter(|n| *n != me && controller.quorum.silence(*n).is_some_and(|silence| silence > timeout));
+        let silent = silent.into_iter().filter(|n| {
+            *n != me
+                && (controller.quorum.is_suspected(*n)
+                    || controller.quorum.silence(*n).is_some_and(|silence| silence > timeout))
+        });
         for broker in silent.collect::<Vec<_>>() {
             tracing::warn!(broker, "a broker does not answer and is fenced");
             if let Err(error) = controller

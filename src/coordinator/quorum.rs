@@ -27,6 +27,8 @@ use crate::{node::METADATA_KEY, peers::quorum_link::QuorumLink, router::Stopping
 
 /// The quorum's sense of time.
 const TICK: Duration = Duration::from_millis(20);
+/// Silence of a member whose process seems to have died after which that is believed.
+const SUSPECTED_SILENCE: Duration = Duration::from_millis(100);
 /// How long a change may take before whoever asked for it is told that it cannot be made now.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a proposal may be without an answer before it counts as lost and is made again.
@@ -77,6 +79,8 @@ pub struct QuorumDriver {
     leader: Cell<Option<i32>>,
     /// Who led before this node.
     led_before: Cell<Option<i32>>,
+    /// Members whose process seems to have died, and when that was noticed.
+    suspected: RefCell<HashMap<i32, Instant>>,
 }
 
 impl QuorumDriver {
@@ -133,6 +137,7 @@ impl QuorumDriver {
             leads: Cell::new(None),
             leader: Cell::new(None),
             led_before: Cell::new(None),
+            suspected: RefCell::default(),
         })
     }
 
@@ -181,6 +186,42 @@ impl QuorumDriver {
             None => since,
         };
         Some(last.elapsed())
+    }
+
+    /// Another member's process seems to have died. If nothing is heard of it for a moment, and it leads, another is elected.
+    pub async fn suspect<H: Host>(&self, host: &H, node: i32) {
+        self.suspected.borrow_mut().insert(node, Instant::now());
+        host.sleep(SUSPECTED_SILENCE).await;
+        if !self.is_suspected(node) || self.quorum.borrow().leader() != Some(node) {
+            return;
+        }
+        tracing::warn!(leader = node, "the metadata quorum's leader has died");
+        self.quorum.borrow_mut().forget_leader();
+        // Not all at once: the first one wins. Whoever is asked for a vote has noticed by then, too.
+        let rank = {
+            let (voters, _) = self.quorum.borrow().members();
+            voters.iter().filter(|n| **n != node && **n < self.node_id).count()
+        };
+        host.sleep(TICK + TICK * 2 * rank as u32).await;
+        let begun = self.quorum.borrow_mut().campaign();
+        if let Err(error) = begun {
+            tracing::warn!(%error, "no election could be begun");
+        }
+        self.wake();
+    }
+
+    /// Whether a member's process seems to have died, and nothing has been heard of it since.
+    #[must_use]
+    pub fn is_suspected(&self, node: i32) -> bool {
+        let Some(since) = self.suspected.borrow().get(&node).copied() else {
+            return false;
+        };
+        let heard = self.quorum.borrow().heard(node);
+        let alive = heard.is_some_and(|ms| self.started + Duration::from_millis(ms as u64) > since);
+        if alive {
+            self.suspected.borrow_mut().remove(&node);
+        }
+        !alive && since.elapsed() >= SUSPECTED_SILENCE
     }
 
     fn wake(&self) {

@@ -73,7 +73,7 @@ async fn open_now(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Res
 }
 
 /// Where a shard of a node listens: as it registered, or for its first shard as configured.
-async fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<SocketAddr, LinkError> {
+pub(super) async fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<SocketAddr, LinkError> {
     let view = node.view();
     let registered = view
         .image

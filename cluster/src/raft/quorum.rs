@@ -320,6 +320,27 @@ impl Quorum {
         }
     }
 
+    /// The leader is known to be gone: it is not waited for any longer, by this member nor by those who ask it for its vote.
+    pub fn forget_leader(&mut self) {
+        if self.raft.raft.state == StateRole::Follower && self.leader().is_some() {
+            let term = self.term();
+            self.raft.raft.become_follower(term, raft::INVALID_ID);
+            self.settle_election_timeout();
+        }
+    }
+
+    /// Begins an election now, if there is no leader.
+    ///
+    /// # Errors
+    /// The library's.
+    pub fn campaign(&mut self) -> Result<(), QuorumError> {
+        if self.leader().is_none() {
+            self.raft.campaign()?;
+            self.settle_election_timeout();
+        }
+        Ok(())
+    }
+
     /// Another member cannot be reached.
     pub fn unreachable(&mut self, node: i32) {
         self.raft.report_unreachable(raft_id(node));

@@ -49,6 +49,9 @@ async fn coordinator(node: &Rc<Node>, key_type: i8, group: &str) -> Result<Endpo
     let found = view.image.topic(OFFSETS_TOPIC).and_then(|topic| {
         let partition = partition_of(group, topic.partitions.len());
         let leader = topic.partitions[partition as usize].leader;
+        if node.suspects.borrow().contains(&leader) {
+            return None;
+        }
         node.endpoints().of_node(&view.image, leader)
     });
     found.ok_or_else(Failure::coordinator_not_available)

@@ -1,7 +1,7 @@
 //! Metadata, versions 0 to 13: topics by name or id, auto-creation (version 4 and above ask for it, older ones always
 //! do), this broker or its cores as the only ones.
 
-use std::rc::Rc;
+use std::{collections::BTreeSet, rc::Rc};
 
 use kafka_protocol::{
     ResponseError,
@@ -49,15 +49,16 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
         }
     }
     let endpoints = node.endpoints();
+    let suspects = node.suspects.borrow().clone();
     let topics = if all {
         view.image
             .topics()
-            .map(|t| describe(&view, &endpoints, t, version))
+            .map(|t| describe(&view, &endpoints, &suspects, t, version))
             .collect()
     } else {
         wanted
             .into_iter()
-            .map(|topic| one(&view, &endpoints, topic, version, may_create, &refused))
+            .map(|topic| one(&view, &endpoints, &suspects, topic, version, may_create, &refused))
             .collect()
     };
     let brokers = endpoints.of_cluster(&view.image).into_iter().map(|(e, rack)| {
@@ -83,6 +84,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
 fn one(
     view: &View,
     endpoints: &Endpoints,
+    suspects: &BTreeSet<i32>,
     topic: MetadataRequestTopic,
     version: i16,
     may_create: bool,
@@ -97,7 +99,7 @@ fn one(
     };
     if !topic.topic_id.is_nil() {
         return match view.image.topic_by_id(&topic.topic_id) {
-            Some(image) => describe(view, endpoints, image, version),
+            Some(image) => describe(view, endpoints, suspects, image, version),
             None => {
                 // Before version 12 the name may not be null.
                 let name = (version < 12).then(TopicName::default);
@@ -107,7 +109,7 @@ fn one(
     }
     let name = topic.name.unwrap_or_default();
     if let Some(image) = view.image.topic(&name) {
-        return describe(view, endpoints, image, version);
+        return describe(view, endpoints, suspects, image, version);
     }
     let code = match refused.iter().find(|(n, _)| *n == name.as_str()) {
         Some((_, failure)) => failure.code(),
@@ -120,18 +122,29 @@ fn one(
     failed(code, Some(name), Uuid::nil())
 }
 
-fn describe(view: &View, endpoints: &Endpoints, image: &TopicImage, version: i16) -> MetadataResponseTopic {
+fn describe(
+    view: &View,
+    endpoints: &Endpoints,
+    suspects: &BTreeSet<i32>,
+    image: &TopicImage,
+    version: i16,
+) -> MetadataResponseTopic {
     let partitions = image
         .partitions
         .iter()
         .enumerate()
         .map(|(index, p)| {
             let broker = endpoints.naming(view, image.id, index as u32);
+            // Nobody, rather than one who is about to be followed by another: clients ask again soon then.
+            let leader = if suspects.contains(&p.leader) { -1 } else { p.leader };
             let mut partition = MetadataResponsePartition::default()
                 .with_partition_index(index as i32)
-                .with_leader_id(broker(&p.leader))
+                .with_leader_id(broker(&leader))
                 .with_replica_nodes(p.replicas.iter().map(&broker).collect())
                 .with_isr_nodes(p.isr.iter().map(&broker).collect());
+            if leader == -1 {
+                partition.error_code = ResponseError::LeaderNotAvailable.code();
+            }
             if version >= 7 {
                 partition.leader_epoch = p.leader_epoch;
             }

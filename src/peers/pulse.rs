@@ -1,0 +1,75 @@
+//! A TCP connection to each other member that carries nothing. When a process dies its kernel closes it at once, which says so
+//! long before silence does. It is a hint only: who is heard of all the same is alive, and where no such connection comes
+//! about, silence must do.
+
+use std::{net::TcpListener, rc::Rc, time::Duration};
+
+use futures_lite::AsyncReadExt;
+use glommio::net::TcpStream;
+use millrace_engine::host::Host;
+use millrace_net::listener::Listener;
+
+use super::dial;
+use crate::node::Node;
+
+/// Pause before a connection is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Connections held at once; further ones are closed.
+const HELD_MAX: usize = 1_024;
+
+/// Holds the connections of others until they close them.
+pub async fn hold(node: Rc<Node>, socket: TcpListener) {
+    let listener = Listener::from(socket);
+    let held = Rc::new(std::cell::Cell::new(0_usize));
+    while !node.is_stopping() {
+        let Ok(mut stream) = listener.accept().await else {
+            node.host.sleep(RETRY).await;
+            continue;
+        };
+        if held.get() >= HELD_MAX {
+            continue;
+        }
+        held.set(held.get() + 1);
+        let held = Rc::clone(&held);
+        glommio::spawn_local(async move {
+            // Nothing is due; whoever sends something is no node.
+            let _ = stream.read(&mut [0; 1]).await;
+            held.set(held.get() - 1);
+        })
+        .detach();
+    }
+}
+
+/// Watches one other member.
+pub async fn watch(node: Rc<Node>, peer: i32) {
+    while !node.is_stopping() {
+        if let Ok(address) = dial::address(&node, peer, 0).await
+            && let Ok(mut stream) = TcpStream::connect(address).await
+        {
+            mark(&node, peer, false).await;
+            let _ = stream.read(&mut [0; 1]).await;
+            if !node.is_stopping() {
+                mark(&node, peer, true).await;
+                let quorum = Rc::clone(&node.coordinator().controller.quorum);
+                quorum.suspect(&node.host, peer).await;
+                if !quorum.is_suspected(peer) {
+                    mark(&node, peer, false).await;
+                }
+            }
+        }
+        node.host.sleep(RETRY).await;
+    }
+}
+
+/// Every shard tells clients of it.
+async fn mark(node: &Rc<Node>, peer: i32, suspected: bool) {
+    let marked = node.router.broadcast(node, move |n| async move {
+        if suspected {
+            n.suspects.borrow_mut().insert(peer);
+        } else {
+            n.suspects.borrow_mut().remove(&peer);
+        }
+    });
+    // Only a stop is in the way, and then nothing is told any more.
+    let _ = marked.await;
+}
