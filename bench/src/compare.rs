@@ -115,7 +115,7 @@ static TOPICS: AtomicU64 = AtomicU64::new(0);
 /// The broker refuses or fails.
 pub fn one(
     address: &str,
-    pid: Option<u32>,
+    pids: &[u32],
     w: &Workload,
     variant: &str,
     configs: &[(String, String)],
@@ -129,10 +129,10 @@ pub fn one(
         std::process::id(),
         TOPICS.fetch_add(1, Ordering::Relaxed)
     );
-    wire::create_topic(address, &topic, w.partitions, configs)?;
+    wire::create_topic(address, &topic, w.partitions, w.replicas, configs)?;
     let mut readings = Vec::with_capacity(2);
     let measured = load::run(address, &topic, w, || {
-        readings.push((process::usage(pid.unwrap_or(0)), process::usage(std::process::id())));
+        readings.push((process::usage_of_all(pids), process::usage(std::process::id())));
     })?;
     wire::delete_topic(address, &topic)?;
     let used = match readings.as_slice() {
@@ -394,7 +394,7 @@ fn drive(
             seconds: options.warm_up,
             ..Workload::default()
         };
-        one(&running.address, None, &warm, "", &[], round, 0.0)?;
+        one(&running.address, &[], &warm, "", &[], round, 0.0)?;
         bar.inc(options.warm_up + 4);
     }
     for w in workloads {
@@ -410,7 +410,7 @@ fn drive(
             let start_ms = running.start.as_secs_f64() * 1000.0;
             let outcome = one(
                 &running.address,
-                running.pid(),
+                running.pid().as_slice(),
                 w,
                 &variant.name,
                 &variant.configs,

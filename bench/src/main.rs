@@ -93,6 +93,9 @@ struct Run {
     /// Partitions.
     #[arg(long)]
     partitions: Option<i32>,
+    /// Replicas of each partition.
+    #[arg(long)]
+    replicas: Option<i16>,
     /// Producing connections.
     #[arg(long)]
     producers: Option<usize>,
@@ -114,9 +117,9 @@ struct Run {
     /// A topic's setting, NAME=VALUE.
     #[arg(long = "topic-config")]
     topic_config: Vec<String>,
-    /// Number of the broker's process, to report what it uses.
+    /// Number of the broker's process, to report what it uses; of all of them, where there are several.
     #[arg(long)]
-    pid: Option<u32>,
+    pid: Vec<u32>,
     /// Folder for the JSON and the histograms.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -134,7 +137,7 @@ impl Run {
         macro_rules! take {
             ($($field:ident)*) => { $(if let Some(value) = self.$field { w.$field = value; })* };
         }
-        take!(rate burst record_bytes batch_bytes linger_us partitions producers consumers acks in_flight warm_up seconds);
+        take!(rate burst record_bytes batch_bytes linger_us partitions replicas producers consumers acks in_flight warm_up seconds);
         workload::check(&w)?;
         Ok(w)
     }
@@ -150,7 +153,7 @@ fn run(options: &Run) -> Outcome<()> {
             Ok((name.to_owned(), value.to_owned()))
         })
         .collect::<Outcome<Vec<_>>>()?;
-    let (result, measured) = compare::one(&options.target, options.pid, &w, "target", &configs, 1, 0.0)?;
+    let (result, measured) = compare::one(&options.target, &options.pid, &w, "target", &configs, 1, 0.0)?;
     println!("{}", report::line(&result));
     if let Some(dir) = &options.out {
         result::store(dir, &result, &measured)?;

@@ -93,6 +93,18 @@ pub fn usage(pid: u32) -> Usage {
     }
 }
 
+/// Several processes together, the nodes of a cluster for example.
+pub fn usage_of_all(pids: &[u32]) -> Usage {
+    pids.iter().map(|pid| usage(*pid)).fold(usage(0), |sum, one| Usage {
+        cpu_s: sum.cpu_s + one.cpu_s,
+        machine_cpu_s: one.machine_cpu_s,
+        resident: sum.resident + one.resident,
+        resident_max: sum.resident_max + one.resident_max,
+        written: sum.written + one.written,
+        switches: sum.switches + one.switches,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -94,7 +94,13 @@ pub fn topic_name(name: &str) -> TopicName {
 }
 
 /// Makes a topic and waits until every partition has a leader.
-pub fn create_topic(address: &str, name: &str, partitions: i32, configs: &[(String, String)]) -> Outcome<()> {
+pub fn create_topic(
+    address: &str,
+    name: &str,
+    partitions: i32,
+    replicas: i16,
+    configs: &[(String, String)],
+) -> Outcome<()> {
     let mut stream = connect(address)?;
     let configs = configs
         .iter()
@@ -107,7 +113,7 @@ pub fn create_topic(address: &str, name: &str, partitions: i32, configs: &[(Stri
     let topic = CreatableTopic::default()
         .with_name(topic_name(name))
         .with_num_partitions(partitions)
-        .with_replication_factor(1)
+        .with_replication_factor(replicas)
         .with_configs(configs);
     let wanted = CreateTopicsRequest::default()
         .with_topics(vec![topic])
@@ -130,7 +136,7 @@ pub fn create_topic(address: &str, name: &str, partitions: i32, configs: &[(Stri
             .flat_map(|t| &t.partitions)
             .filter(|p| p.error_code == 0 && p.leader_id != BrokerId(-1))
             .count();
-        if ready == partitions as usize && serves(&mut stream, name, partitions)? {
+        if ready == partitions as usize && serves(address, name)? {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -165,17 +171,24 @@ pub fn leaders(address: &str, name: &TopicName) -> Outcome<Vec<(String, Vec<i32>
 }
 
 /// Whether every partition answers: a leader in the metadata may not know yet that it is one.
-fn serves(stream: &mut TcpStream, name: &str, partitions: i32) -> Outcome<bool> {
-    let offsets: Vec<(i32, i64)> = (0..partitions).map(|p| (p, 0)).collect();
-    stream.write_all(&fetch(&topic_name(name), &offsets, 0)?)?;
-    let mut buffer = Vec::new();
-    answer(stream, &mut buffer)?;
-    let response = FetchResponse::decode(&mut Bytes::from(buffer).slice(4..), FETCH)?;
-    Ok(response
-        .responses
-        .iter()
-        .flat_map(|t| &t.partitions)
-        .all(|p| p.error_code == 0))
+fn serves(address: &str, name: &str) -> Outcome<bool> {
+    for (leader, partitions) in leaders(address, &topic_name(name))? {
+        let offsets: Vec<(i32, i64)> = partitions.iter().map(|p| (*p, 0)).collect();
+        let mut stream = connect(&leader)?;
+        stream.write_all(&fetch(&topic_name(name), &offsets, 0)?)?;
+        let mut buffer = Vec::new();
+        answer(&mut stream, &mut buffer)?;
+        let response = FetchResponse::decode(&mut Bytes::from(buffer).slice(4..), FETCH)?;
+        if response
+            .responses
+            .iter()
+            .flat_map(|t| &t.partitions)
+            .any(|p| p.error_code != 0)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Deletes a topic, so that its bytes do not stay behind.

@@ -31,6 +31,8 @@ pub struct Workload {
     pub linger_us: u64,
     /// Partitions of the topic; records go around.
     pub partitions: i32,
+    /// Replicas of each partition.
+    pub replicas: i16,
     /// Share of the records that all go to partition 0, 0 to 1.
     pub hot_share: f64,
     /// Connections that produce, each with a schedule of its own.
@@ -69,6 +71,7 @@ impl Default for Workload {
             compression: Codec::None,
             linger_us: 0,
             partitions: 8,
+            replicas: 1,
             hot_share: 0.0,
             producers: 1,
             consumers: 0,

@@ -13,6 +13,8 @@ use crate::{kafka::errors::Failure, node::Node};
 
 /// How often a leader of the quorum looks for brokers that do not answer.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often others look whether they were fenced.
+const LOOK_IDLY: Duration = Duration::from_millis(100);
 /// Pause after a registration that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -70,7 +72,8 @@ pub async fn run(node: &Rc<Node>, registration: Registration) {
     let controller = &coordinator.controller;
     let mut balanced = std::time::Instant::now();
     while !node.is_stopping() {
-        node.host.sleep(LOOK).await;
+        let leads = controller.quorum.is_leader();
+        node.host.sleep(if leads { LOOK } else { LOOK_IDLY }).await;
         let fenced = controller
             .quorum
             .with(|q| q.image().broker(me).is_some_and(|b| b.fenced));
