@@ -68,6 +68,8 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         RequestKind::OffsetDelete(r) => answer!(h::offset_delete::handle(node, r).await),
         RequestKind::DescribeCluster(r) => answer!(h::describe_cluster::handle(node, version, &r)),
         RequestKind::DescribeProducers(r) => answer!(h::describe_producers::handle(node, r).await),
+        RequestKind::ElectLeaders(r) => answer!(h::elect_leaders::handle(node, version, r).await),
+        RequestKind::DescribeQuorum(r) => answer!(h::describe_quorum::handle(node, version, r).await),
         RequestKind::ListConfigResources(r) => answer!(h::list_config_resources::handle(node, version, &r)),
         RequestKind::DescribeTopicPartitions(r) => answer!(h::describe_topic_partitions::handle(node, &r)),
         other => {

@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from conftest import BINARY, clean_environment
+from test_java_tools import LIB, TOOLS, run
 
 PARTITIONS = 6
 KEYS = 24
@@ -431,3 +432,30 @@ def test_settings_that_cannot_be_are_refused_with_what_to_do(tmp_path, arguments
         env=clean_environment(),
     )
     assert done.returncode == 1 and told in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(not LIB, reason="Kafka's tools are not installed")
+def test_kafkas_tools_describe_the_quorum_and_elect_leaders(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t", 3)
+    server = ["--bootstrap-server", cluster.bootstrap]
+    status = run(TOOLS + "MetadataQuorumCommand", *server, "describe", "--status")
+    assert re.search(r"LeaderId:\s+[123]\b", status), status
+    assert all(f'"id": {n}' in status for n in (1, 2, 3)), status
+
+    first = cluster.node(1)
+    first.signal(signal.SIGTERM)
+    assert first.process.wait(30) == 0
+    cluster.wait("others lead", lambda: all(p.leader != 1 for p in cluster.partitions("t").values()))
+    first.launch().wait_ready()
+    cluster.wait_in_sync("t")
+    assert all(p.leader != 1 for p in cluster.partitions("t").values()), "nobody asked it to lead again"
+    elect = ["--election-type", "preferred", "--all-topic-partitions"]
+    said = run(TOOLS + "LeaderElectionCommand", *server, *elect)
+    assert "Successfully completed leader election (PREFERRED)" in said, said
+    cluster.wait(
+        "preferred leaders lead", lambda: all(p.leader == p.replicas[0] for p in cluster.partitions("t").values())
+    )
+    unclean = ["--election-type", "unclean", "--topic", "t", "--partition", "0"]
+    said = run(TOOLS + "LeaderElectionCommand", *server, *unclean, check=False)
+    assert "unclean elections are not supported" in said, said

@@ -61,6 +61,8 @@ fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
         ApiKey::DescribeLogDirs => (2, "[s {i}]"),
         ApiKey::CreatePartitions => (2, "[s i [{i}]] i b"),
         ApiKey::DeleteGroups => (2, "{s}"),
+        ApiKey::ElectLeaders => (2, "b@1 [s {i}] i"),
+        ApiKey::DescribeQuorum => (0, "[s [i]]"),
         ApiKey::IncrementalAlterConfigs => (1, "[b s [s b n]] b"),
         ApiKey::OffsetDelete => (i16::MAX, "s [s [i]]"),
         ApiKey::DescribeCluster => (0, "b b@1 b@2"),
@@ -347,6 +349,7 @@ mod tests {
             AlterConfigs AlterConfigsRequest, DescribeLogDirs DescribeLogDirsRequest,
             CreatePartitions CreatePartitionsRequest, DeleteGroups DeleteGroupsRequest,
             IncrementalAlterConfigs IncrementalAlterConfigsRequest, OffsetDelete OffsetDeleteRequest,
+            ElectLeaders ElectLeadersRequest, DescribeQuorum DescribeQuorumRequest,
             DescribeCluster DescribeClusterRequest, DescribeProducers DescribeProducersRequest,
             DescribeTopicPartitions DescribeTopicPartitionsRequest, ListConfigResources ListConfigResourcesRequest,
         }
