@@ -40,6 +40,8 @@ const SNAPSHOT_BYTES: u64 = 16 << 20;
 /// Appends take one of these each and hold it until the state knows of them; a snapshot and the expiry of offsets
 /// take all, so that what they read and what the log says are the same.
 const APPENDS: u64 = 1 << 20;
+/// Pause before a partition that could not be loaded is loaded again.
+const LOAD_RETRY: Duration = Duration::from_secs(1);
 /// How long a request about a group waits for its partition to be loaded.
 const LOAD_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of records in one batch of a snapshot.
@@ -132,12 +134,17 @@ impl GroupsDriver {
                     let (node, partitions) = (Rc::clone(node), topic.partitions.len());
                     glommio::spawn_local(async move {
                         let groups = &node.coordinator().groups;
-                        if let Err(failure) = groups.load(&node, key, epoch, partitions).await {
-                            tracing::warn!(partition = index, error = failure.message, "groups could not be loaded");
-                            let mut loaded = groups.loaded.borrow_mut();
-                            if loaded.get(&index) == Some(&(epoch, false)) {
-                                loaded.remove(&index);
+                        while let Err(failure) = groups.load(&node, key, epoch, partitions).await {
+                            if groups.loaded.borrow().get(&index) != Some(&(epoch, false)) || node.is_stopping() {
+                                // Others coordinate them.
+                                break;
                             }
+                            tracing::warn!(
+                                partition = index,
+                                error = failure.message,
+                                "groups could not be loaded; it is tried again"
+                            );
+                            node.host.sleep(LOAD_RETRY).await;
                         }
                         groups.loads.wake_all();
                     })

@@ -18,6 +18,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// Begins a leadership, once whatever changes the log has ended, and serves it until it ends.
 pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
     let turn = slot.turn.acquire(1).await;
+    if slot.check_leads(image.leader_epoch).is_ok() {
+        // The metadata came twice before the leadership had begun.
+        return;
+    }
     if slot.epoch.get() != image.leader_epoch || node.is_stopping() {
         return;
     }

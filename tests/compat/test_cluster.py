@@ -33,7 +33,8 @@ def free_ports(count, kind):
 
 
 class Node:
-    def __init__(self, number, folder, kafka_port, cluster_port, peers, settings):
+    def __init__(self, number, folder, kafka_port, cluster_port, peers, settings, cores):
+        self.cores = cores
         self.number, self.folder, self.kafka_port, self.cluster_port = number, folder, kafka_port, cluster_port
         self.peers, self.settings = peers, settings
         self.process = None
@@ -41,7 +42,7 @@ class Node:
 
     def launch(self, *extra):
         command = [str(BINARY), "serve", "--data-dir", str(self.folder), "--node-id", str(self.number)]
-        command += ["--kafka-listen", f"127.0.0.1:{self.kafka_port}", "--cores", "1", "--memory", "256MiB"]
+        command += ["--kafka-listen", f"127.0.0.1:{self.kafka_port}", "--cores", str(self.cores), "--memory", "256MiB"]
         command += ["--cluster-listen", f"127.0.0.1:{self.cluster_port}", "--peers", self.peers]
         for name, value in self.settings.items():
             command += ["--set", f"{name}={value}"]
@@ -67,14 +68,14 @@ class Node:
 
 
 class Cluster:
-    def __init__(self, count=3, settings=None):
+    def __init__(self, count=3, settings=None, cores=1):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="millrace-cluster-"))
         kafka, cluster = free_ports(count, socket.SOCK_STREAM), free_ports(count, socket.SOCK_DGRAM)
         self.peers = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(cluster))
         settings = {"default.replication.factor": 3, "min.insync.replicas": 2, **(settings or {})}
         settings.setdefault("group.initial.rebalance.delay.ms", 0)
         self.nodes = [
-            Node(n + 1, self.dir / str(n + 1), kafka[n], cluster[n], self.peers, settings) for n in range(count)
+            Node(n + 1, self.dir / str(n + 1), kafka[n], cluster[n], self.peers, settings, cores) for n in range(count)
         ]
         self.start_all()
 
@@ -322,7 +323,8 @@ def test_all_nodes_killed_at_once_lose_nothing(make_cluster):
 
 
 def test_a_rolling_restart_fails_no_request(make_cluster):
-    cluster = make_cluster()
+    # Two shards each: leaders' shards find followers' shards.
+    cluster = make_cluster(cores=2)
     cluster.create("t")
     load = Load(cluster, "t")
     for node in cluster.nodes:

@@ -17,7 +17,7 @@ use kafka_protocol::{
     },
     protocol::{Encodable, StrBytes},
 };
-use millrace_cluster::{group, metadata};
+use millrace_cluster::{group, metadata, raft, replica};
 use millrace_engine::{
     BatchError, PartitionKey,
     batch::{Batch, BatchHeader, HEADER_LEN},
@@ -93,6 +93,11 @@ pub const TARGETS: &[Target] = &[
         name: "metadata",
         run: metadata_record,
         seeds: metadata_seeds,
+    },
+    Target {
+        name: "peer",
+        run: peer,
+        seeds: peer_seeds,
     },
     Target {
         name: "group_record",
@@ -290,6 +295,29 @@ fn metadata_record(data: &[u8]) {
     let _ = millrace_cluster::raft::records_in(data);
 }
 
+/// What other nodes send: frames of replication, first frames, messages of the metadata quorum.
+fn peer(data: &[u8]) {
+    if let Ok((request, batches)) = replica::message::decode_request(&Bytes::copy_from_slice(data)) {
+        let parts = replica::message::encode_request(&request, &batches);
+        let again = replica::message::decode_request(&parts.concat().into()).expect("what was read can be written");
+        assert_eq!((again.0, again.1.len()), (request, batches.len()));
+    }
+    let _ = metadata::record::decode::<replica::Answer>(data);
+    let _ = metadata::record::decode::<replica::Hello>(data);
+    let _ = metadata::record::decode::<replica::HelloAnswer>(data);
+    // What a member persisted. Messages of members are not tried: Raft believes those it has let in, and its library panics at
+    // lies that are well formed.
+    let config = raft::QuorumConfig {
+        node: 0,
+        voters: vec![0, 1, 2],
+        tick_ms: 20,
+        election_ms: 200,
+        heartbeat_ms: 60,
+        seed: 1,
+    };
+    let _ = raft::Quorum::new(&config, &[data]);
+}
+
 fn group_record(data: &[u8]) {
     let at = data.first().map_or(0, |n| usize::from(*n)).min(data.len());
     let (key, value) = data.split_at(at);
@@ -460,6 +488,34 @@ fn index_seeds() -> Vec<Vec<u8>> {
     let (len, _) = file[BLOCK as usize..].split_first_chunk::<8>().expect("whole blocks");
     let from = BLOCK as usize + 16;
     vec![file[from..from + u64::from_le_bytes(*len) as usize].to_vec(), file]
+}
+
+fn peer_seeds() -> Vec<Vec<u8>> {
+    let key = PartitionKey {
+        topic: uuid::Uuid::from_u128(5),
+        partition: 3,
+    };
+    let request = replica::Request {
+        key: key.into(),
+        epoch: 4,
+        round: 1,
+        high_watermark: 9,
+        log_start: 2,
+        order: replica::message::Order::Append,
+    };
+    let hello = replica::Hello {
+        versions: (1, 1),
+        kind: replica::StreamKind::Replica,
+        cluster_id: "c".into(),
+        node: 1,
+        directory: [7; 16],
+        to_node: 2,
+        to_shard: 0,
+    };
+    vec![
+        replica::message::encode_request(&request, &[]).concat(),
+        metadata::record::encode(&hello),
+    ]
 }
 
 fn metadata_seeds() -> Vec<Vec<u8>> {
