@@ -463,7 +463,15 @@ async fn join_quorum(
         glommio::spawn_local(peers::pulse::watch(Rc::clone(node), peer)).detach();
     }
     let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
-    glommio::spawn_local(async move { q.run(&n.engine).await }).detach();
+    glommio::spawn_local(async move {
+        q.run(&n.engine).await;
+        // Its log has failed. Others can lead what this node leads, once it is gone; alone, what it has can still be read.
+        if !q.with(|quorum| quorum.is_alone()) && !n.is_stopping() {
+            n.shared.stopping.store(true, Ordering::Release);
+            n.router.wake_all();
+        }
+    })
+    .detach();
     let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
     glommio::spawn_local(async move { q.run_clock(&n.host, || n.is_stopping()).await }).detach();
 

@@ -132,6 +132,23 @@ pub async fn resign(node: &Rc<Node>) {
     node.host.sleep(Duration::from_millis(50)).await;
 }
 
+/// Tells the controller that this node's logs of some partitions have failed, from any of its shards.
+///
+/// # Errors
+/// [`Failure`]; nothing has changed then, or it will be seen later.
+pub async fn give_up(node: &Rc<Node>, partitions: Vec<(uuid::Uuid, u32)>) -> Result<(), Failure> {
+    let me = node.shared.node_id;
+    node.router
+        .call(node, 0, move |n| async move {
+            n.coordinator()
+                .controller
+                .change(&n, |image| (brokers::give_up(image, me, &partitions), ()))
+                .await
+        })
+        .await?
+        .map_err(Failure::from)
+}
+
 /// Asks the controller for other ISRs of partitions that this node leads, from any of its shards.
 ///
 /// # Errors

@@ -84,6 +84,10 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     };
     let _turn = slot.turn.acquire(1).await;
     let partition = &slot.partition;
+    // A log that takes nothing more, or is damaged, is no copy to count on.
+    if partition.check_healthy().is_err() {
+        return outbox.push(&request, Says::Failed);
+    }
     let follows = match &*slot.role.borrow() {
         Role::Follows(leader) => Some(*leader),
         _ => None,

@@ -132,9 +132,14 @@ pub async fn run(node: Rc<Node>) {
         let image = node.view();
         let mut changes = Vec::new();
         let mut asking = Vec::new();
+        let mut failed = Vec::new();
         for slot in replication.all() {
             let mut role = slot.role.borrow_mut();
             let Role::Leads(leader) = &mut *role else { continue };
+            if slot.partition.check_healthy().is_err() && leader.isr().len() > 1 {
+                failed.push((slot.key.topic, slot.key.partition));
+                continue;
+            }
             if let Some(wish) = leader.isr_wish(now, |n| image.image.is_active(n)) {
                 tracing::info!(partition = %slot.key, from = ?leader.isr(), to = ?wish.isr, "another ISR is asked for");
                 changes.push(IsrChange {
@@ -151,6 +156,15 @@ pub async fn run(node: Rc<Node>) {
             drop(role);
             for follower in untold {
                 link::to(&node, &slot, follower).push(slot.key);
+            }
+        }
+        if !failed.is_empty() {
+            tracing::error!(
+                partitions = failed.len(),
+                "logs of partitions that this broker leads have failed: others shall lead them"
+            );
+            if let Err(failure) = brokers::give_up(&node, failed).await {
+                tracing::warn!(error = failure.message, "they could not be given up; it is tried again");
             }
         }
         if changes.is_empty() {

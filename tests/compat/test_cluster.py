@@ -461,3 +461,40 @@ def test_kafkas_tools_describe_the_quorum_and_elect_leaders(make_cluster):
     unclean = ["--election-type", "unclean", "--topic", "t", "--partition", "0"]
     said = run(TOOLS + "LeaderElectionCommand", *server, *unclean, check=False)
     assert "unclean elections are not supported" in said, said
+
+
+@pytest.mark.skipif(not LIB, reason="Kafka's tools are not installed")
+def test_a_leader_whose_log_is_damaged_is_followed_by_another(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t", 1)
+    producer = Producer({"bootstrap.servers": cluster.bootstrap, "linger.ms": 0})
+    for n in range(300):
+        producer.produce("t", f"{n:06}".encode() * 20)
+        producer.poll(0.001)
+    assert producer.flush(20) == 0
+    leader = cluster.node(cluster.partitions("t")[0].leader)
+    leader.signal(signal.SIGTERM)
+    assert leader.process.wait(30) == 0
+    segments = [p for p in leader.folder.glob("logs/*/0/*.segment") if b"000200" in p.read_bytes()]
+    assert len(segments) == 1
+    content = bytearray(segments[0].read_bytes())
+    content[content.index(b"000200")] ^= 1
+    segments[0].write_bytes(content)
+    leader.launch().wait_ready()
+    cluster.wait_in_sync("t")
+    preferred = ["--election-type", "preferred", "--all-topic-partitions"]
+    run(TOOLS + "LeaderElectionCommand", "--bootstrap-server", cluster.bootstrap, *preferred)
+    cluster.wait("it leads again", lambda: cluster.partitions("t")[0].leader == leader.number)
+
+    consumer = Consumer(
+        {"bootstrap.servers": cluster.bootstrap, "group.id": "g", "auto.offset.reset": "error", "retry.backoff.ms": 50}
+    )
+    consumer.assign([TopicPartition("t", 0, 0)])
+    got, until = [], time.monotonic() + 30
+    while len(got) < 300 and time.monotonic() < until:
+        got += [m.value()[:6] for m in consumer.consume(100, 0.5) if not m.error()]
+    consumer.close()
+    assert got == [f"{n:06}".encode() for n in range(300)], leader.log_text()
+    assert "stored records are damaged" in leader.log_text()
+    partition = cluster.partitions("t")[0]
+    assert partition.leader != leader.number and leader.number not in partition.isrs

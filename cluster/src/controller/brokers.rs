@@ -79,6 +79,27 @@ fn leave(partition: &mut PartitionImage, node: i32, active: impl Fn(i32) -> bool
     }
 }
 
+/// A broker's logs of some partitions have failed: it leaves their ISRs, and others lead what it led. Where nobody else is in sync
+/// it stays: what it has can still be read.
+#[must_use]
+pub fn give_up(image: &Image, node: i32, partitions: &[(Uuid, u32)]) -> Vec<MetadataRecord> {
+    let mut records = Vec::new();
+    for (topic, index) in partitions {
+        let Some(partition) = image.partition(topic, *index) else {
+            continue;
+        };
+        let others = (partition.isr.iter()).any(|n| *n != node && image.is_active(*n));
+        if !partition.isr.contains(&node) || !others {
+            continue;
+        }
+        let mut next = partition.clone();
+        leave(&mut next, node, |n| n != node && image.is_active(n));
+        next.partition_epoch += 1;
+        records.push(record(*topic, *index, next));
+    }
+    records
+}
+
 /// A leader's wish for another ISR (KIP-497).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IsrChange {
@@ -280,6 +301,16 @@ mod tests {
         }
         let image = image.apply(&fence(&image, 3));
         assert!(alter_isr(&image, 1, &[good]).is_empty(), "a fenced broker joins no ISR");
+    }
+
+    #[test]
+    fn a_failed_log_is_given_up_where_others_have_it() {
+        let image = cluster(&[1, 2]);
+        let next = image.apply(&give_up(&image, 1, &[(TOPIC, 0), (TOPIC, 9)]));
+        let p = partition(&next);
+        assert_eq!((p.leader, p.leader_epoch, p.isr), (2, 6, vec![2]));
+        assert!(give_up(&next, 2, &[(TOPIC, 0)]).is_empty(), "nobody else has it");
+        assert!(give_up(&next, 1, &[(TOPIC, 0)]).is_empty(), "once");
     }
 
     #[test]
