@@ -242,6 +242,12 @@ pub const ENTRIES: &[Entry] = &[
         "How often that is looked at.",
     ),
     broker(
+        "replica.selector.class",
+        Kind::OneOf(&["", "org.apache.kafka.common.replica.RackAwareReplicaSelector"]),
+        "",
+        "With the rack-aware selector, consumers that name their rack (client.rack) are sent to a replica in sync there.",
+    ),
+    broker(
         "broker.rack",
         Kind::Str,
         "",

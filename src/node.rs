@@ -135,6 +135,8 @@ pub struct Resolved {
     pub key: PartitionKey,
     /// The shard that has it.
     pub shard: usize,
+    /// Who leads.
+    pub leader: i32,
     /// Leadership.
     pub leader_epoch: i32,
     /// Replicas in sync.
@@ -299,24 +301,42 @@ impl Node {
         }
     }
 
+    /// Finds a partition of a topic that this node leads, or holds a copy of.
+    ///
+    /// # Errors
+    /// No such partition, or it is on other nodes.
+    pub fn resolve_copy(view: &View, topic: &TopicImage, partition: i32) -> Result<Resolved, Failure> {
+        let mut found = Self::find(topic, partition)?;
+        found.shard = *view.placement.get(&found.key).ok_or_else(Failure::not_leader)? as usize;
+        Ok(found)
+    }
+
+    fn find(topic: &TopicImage, partition: i32) -> Result<Resolved, Failure> {
+        let index = usize::try_from(partition).map_err(|_| Failure::unknown_partition())?;
+        let image = topic.partitions.get(index).ok_or_else(Failure::unknown_partition)?;
+        Ok(Resolved {
+            key: PartitionKey {
+                topic: topic.id,
+                partition: index as u32,
+            },
+            shard: 0,
+            leader: image.leader,
+            leader_epoch: image.leader_epoch,
+            isr: image.isr.len(),
+        })
+    }
+
     /// Finds a partition of a topic that this node leads.
     ///
     /// # Errors
     /// No such partition, or another node leads it.
     pub fn resolve(view: &View, topic: &TopicImage, partition: i32) -> Result<Resolved, Failure> {
-        let index = usize::try_from(partition).map_err(|_| Failure::unknown_partition())?;
-        let image = topic.partitions.get(index).ok_or_else(Failure::unknown_partition)?;
-        let key = PartitionKey {
-            topic: topic.id,
-            partition: index as u32,
-        };
-        let shard = view.placement.get(&key).filter(|_| image.leader == view.me);
-        Ok(Resolved {
-            key,
-            shard: *shard.ok_or_else(Failure::not_leader)? as usize,
-            leader_epoch: image.leader_epoch,
-            isr: image.isr.len(),
-        })
+        let found = Self::resolve_copy(view, topic, partition)?;
+        if found.leader == view.me {
+            Ok(found)
+        } else {
+            Err(Failure::not_leader())
+        }
     }
 }
 

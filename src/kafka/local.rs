@@ -106,10 +106,16 @@ async fn acknowledge(
 }
 
 /// One partition of a fetch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Read {
     /// Where.
     pub key: PartitionKey,
+    /// Leadership.
+    pub epoch: i32,
+    /// The client knows of followers that may be read (Fetch 11 and above).
+    pub followers: bool,
+    /// Where the client stands, if it says so and replicas are chosen by it.
+    pub rack: Option<Arc<str>>,
     /// From.
     pub offset: i64,
     /// Most bytes.
@@ -127,6 +133,8 @@ pub struct Given {
     pub high_watermark: i64,
     /// First offset of the log.
     pub log_start: i64,
+    /// Where the client should rather read (KIP-392).
+    pub preferred: Option<i32>,
     /// Where the client's log diverged, if it did (KIP-595): epoch and its end offset.
     pub diverging: Option<(i32, i64)>,
 }
@@ -141,7 +149,8 @@ pub async fn read(
 ) -> Vec<Result<Given, Failure>> {
     let mut given = Vec::with_capacity(reads.len());
     for read in reads {
-        let result = read_one(node, read, room.min(read.max_bytes), at_least_one).await;
+        let most = room.min(read.max_bytes);
+        let result = read_one(node, read, most, at_least_one).await;
         if let Ok(g) = &result {
             room = room.saturating_sub(g.bytes.len());
             at_least_one &= g.bytes.is_empty();
@@ -156,6 +165,18 @@ async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: b
         .engine
         .partition(&read.key)
         .ok_or_else(Failure::unknown_partition)?;
+    let slot = node.replication.slot(&read.key).ok_or_else(Failure::not_leader)?;
+    slot.check_readable(read.epoch, read.followers)?;
+    if let Some(closer) = read.rack.as_deref().and_then(|rack| slot.closer(node, rack)) {
+        let status = partition.status();
+        return Ok(Given {
+            bytes: Vec::new(),
+            high_watermark: status.high_watermark,
+            log_start: status.log_start,
+            preferred: Some(closer),
+            diverging: None,
+        });
+    }
     if read.last_fetched_epoch >= 0 {
         let end = partition.with_state(|s| s.epochs.end_offset(read.last_fetched_epoch, s.log_end()));
         let status = partition.status();
@@ -165,17 +186,30 @@ async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: b
                     bytes: Vec::new(),
                     high_watermark: status.high_watermark,
                     log_start: status.log_start,
+                    preferred: None,
                     diverging: Some((epoch, end)),
                 });
             }
             _ => {}
         }
     }
-    let records = node.engine.read(read.key, read.offset, max_bytes, at_least_one).await?;
+    let records = match node.engine.read(read.key, read.offset, max_bytes, at_least_one).await {
+        // The leader has more; this copy will have it soon.
+        Err(ReadError::OffsetOutOfRange { offset, log_end, .. })
+            if offset > log_end && slot.check_leads(read.epoch).is_err() =>
+        {
+            return Err(Failure::new(
+                ResponseError::OffsetNotAvailable,
+                "this replica does not have that offset yet",
+            ));
+        }
+        other => other?,
+    };
     Ok(Given {
         bytes: records.bytes,
         high_watermark: records.high_watermark,
         log_start: records.log_start,
+        preferred: None,
         diverging: None,
     })
 }

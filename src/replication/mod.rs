@@ -74,6 +74,34 @@ impl Slot {
         }
     }
 
+    /// Fails unless this copy may be read under `epoch`: as the leader's, or, if followers are allowed, as one that follows it.
+    ///
+    /// # Errors
+    /// NOT_LEADER_OR_FOLLOWER.
+    pub fn check_readable(&self, epoch: i32, followers: bool) -> Result<(), Failure> {
+        let follows = matches!(&*self.role.borrow(), Role::Follows(leader) if *leader >= 0);
+        if followers && follows && self.epoch.get() == epoch {
+            return Ok(());
+        }
+        self.check_leads(epoch)
+    }
+
+    /// A replica in sync that stands in a rack where this one does not (KIP-392), for a consumer there.
+    #[must_use]
+    pub fn closer(&self, node: &Node, rack: &str) -> Option<i32> {
+        let view = node.view();
+        let stands_there = |id: i32| {
+            let broker = view.image.broker(id).filter(|b| !b.fenced);
+            broker.is_some_and(|b| b.registration.rack.as_deref() == Some(rack))
+        };
+        match &*self.role.borrow() {
+            Role::Leads(leader) if !stands_there(node.shared.node_id) => {
+                leader.isr().iter().copied().find(|id| stands_there(*id))
+            }
+            _ => None,
+        }
+    }
+
     /// Fails unless the end of the log is known: a new leader first has to hear of its followers.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 """Three nodes on this machine: faults under load, and a checker of what clients saw."""
 
 import collections
+import json
 import pathlib
 import re
 import shutil
@@ -68,7 +69,7 @@ class Node:
 
 
 class Cluster:
-    def __init__(self, count=3, settings=None, cores=1):
+    def __init__(self, count=3, settings=None, cores=1, racks=False):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="millrace-cluster-"))
         kafka, cluster = free_ports(count, socket.SOCK_STREAM), free_ports(count, socket.SOCK_DGRAM)
         self.peers = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(cluster))
@@ -77,6 +78,9 @@ class Cluster:
         self.nodes = [
             Node(n + 1, self.dir / str(n + 1), kafka[n], cluster[n], self.peers, settings, cores) for n in range(count)
         ]
+        if racks:
+            for node in self.nodes:
+                node.settings = {**settings, "broker.rack": f"rack-{node.number}"}
         self.start_all()
 
     def start_all(self):
@@ -498,3 +502,56 @@ def test_a_leader_whose_log_is_damaged_is_followed_by_another(make_cluster):
     assert "stored records are damaged" in leader.log_text()
     partition = cluster.partitions("t")[0]
     assert partition.leader != leader.number and leader.number not in partition.isrs
+
+
+def test_a_consumer_reads_from_the_replica_in_its_rack(make_cluster):
+    cluster = make_cluster(
+        settings={"replica.selector.class": "org.apache.kafka.common.replica.RackAwareReplicaSelector"}, racks=True
+    )
+    cluster.create("t", 1)
+    producer = Producer({"bootstrap.servers": cluster.bootstrap})
+    for n in range(500):
+        producer.produce("t", str(n).encode())
+    assert producer.flush(20) == 0
+    leader = cluster.partitions("t")[0].leader
+    near = leader % 3 + 1
+    fetches = {}
+
+    def count(text):
+        for broker in json.loads(text)["brokers"].values():
+            fetches[broker["nodeid"]] = broker["req"].get("Fetch", 0)
+
+    consumer = Consumer(
+        {
+            "bootstrap.servers": cluster.bootstrap,
+            "group.id": "g",
+            "client.rack": f"rack-{near}",
+            "auto.offset.reset": "earliest",
+            "statistics.interval.ms": 200,
+            "stats_cb": count,
+        }
+    )
+    consumer.assign([TopicPartition("t", 0, 0)])
+    got, until = [], time.monotonic() + 20
+
+    def read(want):
+        while len(got) < want and time.monotonic() < until:
+            got.extend(int(m.value()) for m in consumer.consume(100, 0.2) if not m.error())
+
+    read(500)
+    for n in range(500, 520):
+        producer.produce("t", str(n).encode())
+        producer.flush(5)
+    read(520)
+    assert got == list(range(520))
+    consumer.consume(1, 1)
+    assert fetches[near] > fetches[leader], fetches
+
+    # Without its replica it goes back to the leader.
+    cluster.node(near).kill()
+    for n in range(520, 540):
+        producer.produce("t", str(n).encode())
+    assert producer.flush(20) == 0
+    read(540)
+    consumer.close()
+    assert got == list(range(540))

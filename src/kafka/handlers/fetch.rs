@@ -34,6 +34,15 @@ use crate::{
     node::{Node, View},
 };
 
+/// What holds for all partitions of a request.
+struct Asked {
+    by_id: bool,
+    /// The client knows of followers that may be read.
+    followers: bool,
+    /// Where it stands, if replicas are chosen by that.
+    rack: Option<Arc<str>>,
+}
+
 /// What each partition gave, in the order of the request.
 type Outcomes = Vec<Result<Given, Failure>>;
 
@@ -41,6 +50,12 @@ type Outcomes = Vec<Result<Given, Failure>>;
 pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request: FetchRequest) -> BytesMut {
     let encode = |response: FetchResponse| codec::encode(ApiKey::Fetch, &response, version, correlation_id);
     let by_id = version >= 13;
+    let by_rack = !node.shared.settings.get("replica.selector.class").is_empty();
+    let asked = Asked {
+        by_id,
+        followers: version >= 11,
+        rack: (by_rack && !request.rack_id.is_empty()).then(|| Arc::from(request.rack_id.as_str())),
+    };
     let (session_id, epoch) = (request.session_id, request.session_epoch);
     let max_bytes = usize::try_from(request.max_bytes)
         .unwrap_or(0)
@@ -92,17 +107,18 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         let first = turn % partitions.len();
         partitions.rotate_left(first);
     }
-    let mut outcomes = pass(node, &partitions, by_id, max_bytes).await;
+    let mut outcomes = pass(node, &partitions, &asked, max_bytes).await;
     let got: u64 = outcomes.iter().flatten().map(|g| g.bytes.len() as u64).sum();
     let answer_now = got >= min_bytes
         || wait.is_zero()
         || partitions.is_empty()
-        || outcomes
-            .iter()
-            .any(|o| o.as_ref().map_or(true, |g| g.diverging.is_some()));
+        || outcomes.iter().any(|o| {
+            o.as_ref()
+                .map_or(true, |g| g.diverging.is_some() || g.preferred.is_some())
+        });
     if !answer_now {
-        wait_for_more(node, &partitions, by_id, min_bytes, wait).await;
-        outcomes = pass(node, &partitions, by_id, max_bytes).await;
+        wait_for_more(node, &partitions, &asked, min_bytes, wait).await;
+        outcomes = pass(node, &partitions, &asked, max_bytes).await;
     }
     encode(respond(node, session_id, incremental, by_id, &partitions, outcomes))
 }
@@ -136,15 +152,27 @@ fn wanted(request: &FetchRequest) -> Vec<(SessionPartition, Wanted)> {
     out
 }
 
-fn resolve(view: &View, partition: &SessionPartition, wanted: &Wanted, by_id: bool) -> Result<(usize, Read), Failure> {
+fn resolve(
+    view: &View,
+    partition: &SessionPartition,
+    wanted: &Wanted,
+    asked: &Asked,
+) -> Result<(usize, Read), Failure> {
     let name = TopicName(StrBytes::from_string(partition.topic.clone()));
-    let topic = find(view, &name, partition.topic_id, by_id)?;
-    let resolved = Node::resolve(view, &topic, partition.partition)?;
+    let topic = find(view, &name, partition.topic_id, asked.by_id)?;
+    let resolved = if asked.followers {
+        Node::resolve_copy(view, &topic, partition.partition)?
+    } else {
+        Node::resolve(view, &topic, partition.partition)?
+    };
     check_epoch(wanted.current_leader_epoch, resolved.leader_epoch)?;
     Ok((
         resolved.shard,
         Read {
             key: resolved.key,
+            epoch: resolved.leader_epoch,
+            followers: asked.followers,
+            rack: asked.rack.clone(),
             offset: wanted.offset,
             max_bytes: usize::try_from(wanted.max_bytes).unwrap_or(0),
             last_fetched_epoch: wanted.last_fetched_epoch,
@@ -153,12 +181,12 @@ fn resolve(view: &View, partition: &SessionPartition, wanted: &Wanted, by_id: bo
 }
 
 /// Reads every partition once, shard after shard, so that the limits hold over all.
-async fn pass(node: &Rc<Node>, partitions: &[(SessionPartition, Wanted)], by_id: bool, max_bytes: usize) -> Outcomes {
+async fn pass(node: &Rc<Node>, partitions: &[(SessionPartition, Wanted)], asked: &Asked, max_bytes: usize) -> Outcomes {
     let view = node.view();
     let mut outcomes: Vec<Option<Result<Given, Failure>>> = Vec::with_capacity(partitions.len());
     let mut by_shard: Vec<(usize, Vec<usize>, Vec<Read>)> = Vec::new();
     for (index, (partition, wanted)) in partitions.iter().enumerate() {
-        match resolve(&view, partition, wanted, by_id) {
+        match resolve(&view, partition, wanted, asked) {
             Err(failure) => outcomes.push(Some(Err(failure))),
             Ok((shard, read)) => {
                 outcomes.push(None);
@@ -206,14 +234,14 @@ async fn pass(node: &Rc<Node>, partitions: &[(SessionPartition, Wanted)], by_id:
 async fn wait_for_more(
     node: &Rc<Node>,
     partitions: &[(SessionPartition, Wanted)],
-    by_id: bool,
+    asked: &Asked,
     min_bytes: u64,
     wait: Duration,
 ) {
     let view = node.view();
     let mut by_shard: HashMap<usize, Vec<Read>> = HashMap::new();
     for (partition, wanted) in partitions {
-        if let Ok((shard, read)) = resolve(&view, partition, wanted, by_id) {
+        if let Ok((shard, read)) = resolve(&view, partition, wanted, asked) {
             by_shard.entry(shard).or_default().push(read);
         }
     }
@@ -274,10 +302,14 @@ fn respond(
                 if incremental
                     && !gave
                     && given.diverging.is_none()
+                    && given.preferred.is_none()
                     && given.high_watermark == wanted.told_high_watermark
                     && given.log_start == wanted.told_log_start
                 {
                     continue;
+                }
+                if let Some(closer) = given.preferred {
+                    data.preferred_read_replica = closer.into();
                 }
                 data.high_watermark = given.high_watermark;
                 data.last_stable_offset = given.high_watermark;
