@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    net::{SocketAddr, ToSocketAddrs, UdpSocket},
+    net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
     sync::{
@@ -17,7 +17,6 @@ use std::{
 };
 
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
-use millrace_cluster::metadata::{Address, Image, Registration};
 use millrace_engine::{
     PartitionKey, PartitionMap, StorageError,
     disk::glommio::{GlommioHost, settle},
@@ -26,23 +25,24 @@ use millrace_engine::{
     recovery,
     shard::{Shard, ShardConfig},
 };
-use millrace_net::quic::{Credentials, Endpoint};
+use millrace_net::quic::Credentials;
 use thiserror::Error;
 
 use crate::{
     config::{ConfigError, Settings, Source, parse_size},
     coordinator::{
-        brokers,
-        controller::{self, ControllerDriver},
-        groups::GroupsDriver,
-        quorum::{MetadataError, QuorumDriver},
+        brokers, controller,
+        join::{self, JoinError},
     },
     doctor,
     identity::{self, Identity, IdentityError},
-    listen::{self, Bound, ListenError},
-    node::{Coordinator, METADATA_KEY, Node, Shared, View},
-    peers::{self, ClusterConfigError, Members, credentials::CredentialsError, quorum_link::QuorumLink},
-    replication,
+    listen::{self, ListenError},
+    node::{METADATA_KEY, Node, Shared, View},
+    peers::{
+        self, ClusterConfigError, Members,
+        credentials::CredentialsError,
+        ports::{self, Ports, PortsError},
+    },
     router::{Job, Router},
 };
 
@@ -68,9 +68,6 @@ pub enum ServeError {
     /// The disk.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The metadata log.
-    #[error(transparent)]
-    Metadata(#[from] MetadataError),
     /// An address.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -80,12 +77,12 @@ pub enum ServeError {
     /// Certificates.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    /// The port for other nodes.
-    #[error("{0}")]
-    Cluster(String),
-    /// The cluster does not take this broker.
-    #[error("the cluster refuses this broker: {0}")]
-    Refused(String),
+    /// The ports for other nodes.
+    #[error(transparent)]
+    Ports(#[from] PortsError),
+    /// The cluster.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// A thread.
     #[error("a shard cannot be started: {0}")]
     Executor(String),
@@ -135,13 +132,10 @@ struct Context {
     router: Router,
     sizes: Sizes,
     listen: SocketAddr,
-    peers: Peers,
+    ports: Ports,
     credentials: Option<Arc<Credentials>>,
     started: Instant,
 }
-
-/// Bound UDP sockets of all shards, and what the others are told of them; none for a node alone.
-type Peers = Arc<Vec<(UdpSocket, Address)>>;
 
 /// What shard 0 tells the others once the folder is recovered.
 struct Init {
@@ -183,7 +177,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     } else {
         None
     };
-    let peers = bind_peers(&settings, &members, identity.node_id, cpus.len())?;
+    let ports = ports::bind(&settings, &members, identity.node_id, cpus.len())?;
     let (router, mailboxes) = Router::new(cpus.len());
     let context = Context {
         shared: Arc::new(Shared {
@@ -201,7 +195,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
         router,
         sizes,
         listen,
-        peers,
+        ports,
         credentials,
         started,
     };
@@ -370,8 +364,10 @@ async fn first_shard(
     spawn_commits(&engine);
     let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
     let node = new_node(&context, 0, engine, host.clone(), mailbox);
-    let registration = join_quorum(&context, &node, logs.remove(&METADATA_KEY), incarnation).await?;
-    let Some((registration, bound)) = registration else {
+    ports::open(&node, &context.ports, context.credentials.as_deref())?;
+    let recovered_metadata = logs.remove(&METADATA_KEY);
+    let joined = join::join(&node, &context.ports, context.listen, recovered_metadata, incarnation).await?;
+    let Some((registration, bound)) = joined else {
         // Told to stop before a quorum was there.
         return wait_and_stop(&node).await;
     };
@@ -405,7 +401,7 @@ async fn first_shard(
     for _ in 1..shards {
         ready.recv_async().await.map_err(|_| ServeError::Other)?;
     }
-    spawn_coordination(&node, registration, &view);
+    join::coordinate(&node, registration, &view);
     let address = bound.address.clone();
     listen::accept(&node, bound).await?;
     tracing::info!(
@@ -419,146 +415,6 @@ async fn first_shard(
     );
     println!("millrace: ready, Kafka clients connect to {address}");
     wait_and_stop(&node).await
-}
-
-/// Makes this node a member of the metadata quorum and registers it as a broker; `None` if it is told to stop before that.
-async fn join_quorum(
-    context: &Context,
-    node: &Rc<Node>,
-    recovered: Option<LogState>,
-    incarnation: u64,
-) -> Result<Option<(Registration, Bound)>, ServeError> {
-    let shared = &context.shared;
-    let (me, members) = (shared.node_id, &shared.members);
-    let voters = if members.is_cluster() {
-        members.addresses.keys().copied().collect()
-    } else {
-        vec![me]
-    };
-    let election_ms = shared.settings.number("controller.quorum.election.timeout.ms");
-    let quorum = QuorumDriver::open(&node.engine, recovered, me, voters, election_ms, incarnation).await?;
-    let quorum = Rc::new(quorum);
-    *node.coordinator.borrow_mut() = Some(Rc::new(Coordinator {
-        controller: ControllerDriver::new(Rc::clone(&quorum)),
-        groups: GroupsDriver::new(&shared.settings),
-        producer_ids: crate::kafka::handlers::init_producer_id::ProducerIds::default(),
-    }));
-    let peers = context.peers.iter().map(|(_, address)| address.clone()).collect();
-    serve_peers(context, node)?;
-    if let Some(address) = context.peers.first().and_then(|(socket, _)| socket.local_addr().ok()) {
-        match millrace_net::listener::bind(address) {
-            Ok(socket) => {
-                glommio::spawn_local(peers::pulse::hold(Rc::clone(node), socket)).detach();
-            }
-            Err(error) => {
-                tracing::warn!(%address, %error, "this TCP port cannot be bound: others notice a death of this node later")
-            }
-        }
-    }
-    for peer in members.addresses.keys().copied().filter(|n| *n != me) {
-        let link = Rc::new(QuorumLink::default());
-        quorum.add_link(peer, Rc::clone(&link));
-        let n = Rc::clone(node);
-        glommio::spawn_local(async move { link.run(&n, peer).await }).detach();
-        glommio::spawn_local(peers::pulse::watch(Rc::clone(node), peer)).detach();
-    }
-    let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
-    glommio::spawn_local(async move {
-        q.run(&n.engine).await;
-        // Its log has failed. Others can lead what this node leads, once it is gone; alone, what it has can still be read.
-        if !q.with(|quorum| quorum.is_alone()) && !n.is_stopping() {
-            n.shared.stopping.store(true, Ordering::Release);
-            n.router.wake_all();
-        }
-    })
-    .detach();
-    let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
-    glommio::spawn_local(async move { q.run_clock(&n.host, || n.is_stopping()).await }).detach();
-
-    let bound = listen::bind_all(node, context.listen)?;
-    let clients = bound.endpoints.all().iter().map(|e| Address {
-        host: e.host.clone(),
-        port: e.port,
-    });
-    let rack = Some(shared.settings.get("broker.rack").to_owned());
-    let registration = Registration {
-        node: me,
-        incarnation: uuid::Uuid::new_v4().into_bytes(),
-        directory: shared.directory_id.into_bytes(),
-        clients: clients.collect(),
-        peers,
-        rack: rack.filter(|r| !r.is_empty()),
-    };
-    let stopped = async {
-        node.stop.wait(|| node.is_stop_wanted().then_some(())).await;
-        None
-    };
-    let registering = async { Some(brokers::register(node, &registration).await) };
-    match futures_lite::future::or(registering, stopped).await {
-        None => Ok(None),
-        Some(Err(refused)) => Err(ServeError::Refused(refused.message)),
-        Some(Ok(())) => Ok(Some((registration, bound))),
-    }
-}
-
-/// Starts what the coordinator shard does for as long as the node runs.
-fn spawn_coordination(node: &Rc<Node>, registration: Registration, view: &Arc<View>) {
-    node.coordinator()
-        .groups
-        .metadata_changed(node, &Image::default(), &view.image);
-    let n = Rc::clone(node);
-    glommio::spawn_local(async move { n.coordinator().controller.run_installs(&n).await }).detach();
-    let n = Rc::clone(node);
-    glommio::spawn_local(async move { n.coordinator().groups.run_clock(&n).await }).detach();
-    let n = Rc::clone(node);
-    glommio::spawn_local(async move { brokers::run(&n, registration).await }).detach();
-}
-
-/// Lets other nodes reach this shard.
-fn serve_peers(context: &Context, node: &Rc<Node>) -> Result<(), ServeError> {
-    let Some((socket, _)) = context.peers.get(node.shard) else {
-        return Ok(());
-    };
-    let socket = socket.try_clone().map_err(|e| ServeError::Executor(e.to_string()))?;
-    let credentials = context.credentials.as_ref().expect("a cluster has certificates");
-    let endpoint = Endpoint::new(socket, credentials).map_err(|e| ServeError::Cluster(e.to_string()))?;
-    let endpoint = Rc::new(endpoint);
-    *node.peer_endpoint.borrow_mut() = Some(Rc::clone(&endpoint));
-    glommio::spawn_local(peers::serve::run(Rc::clone(node), endpoint)).detach();
-    glommio::spawn_local(replication::leading::run(Rc::clone(node))).detach();
-    Ok(())
-}
-
-/// A UDP socket for each shard, and what the others are told of them.
-fn bind_peers(settings: &Settings, members: &Members, node_id: i32, shards: usize) -> Result<Peers, ServeError> {
-    let Some(told) = members.addresses.get(&node_id) else {
-        return Ok(Arc::new(Vec::new()));
-    };
-    let configured = settings.get("cluster.listen");
-    let fail = |e: String| {
-        ServeError::Cluster(format!(
-            "cannot listen on {configured}: {e}; choose another address with --cluster-listen HOST:PORT"
-        ))
-    };
-    let address = configured
-        .to_socket_addrs()
-        .map_err(|e| fail(e.to_string()))?
-        .next()
-        .ok_or_else(|| fail("the name has no address".into()))?;
-    let host = told.rsplit_once(':').map_or(told.as_str(), |(host, _)| host);
-    let mut sockets = Vec::with_capacity(shards);
-    for shard in 0..shards {
-        let wanted = if shard == 0 {
-            address
-        } else {
-            SocketAddr::new(address.ip(), 0)
-        };
-        let socket = millrace_net::quic::bind(wanted).map_err(|e| fail(e.to_string()))?;
-        let port = socket.local_addr().map_err(|e| fail(e.to_string()))?.port();
-        let host = host.to_owned();
-        sockets.push((socket, Address { host, port }));
-    }
-    Ok(Arc::new(sockets))
 }
 
 /// Files of a partition that the metadata no longer knows: its deletion was committed, the files were left by a crash.
@@ -581,7 +437,7 @@ async fn other_shard(
     let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
     spawn_commits(&engine);
     let node = new_node(&context, shard, engine, host, mailbox);
-    serve_peers(&context, &node)?;
+    ports::open(&node, &context.ports, context.credentials.as_deref())?;
     node.install(init.view, init.partitions.into_iter().map(|s| (s.key, s)).collect());
     ready.send_async(shard).await.map_err(|_| ServeError::Other)?;
     drop(ready);

@@ -1,6 +1,8 @@
-//! Drivers of the coordinator shard: the metadata quorum's member, changes of the metadata, brokers, and the group coordinator.
+//! Drivers of the coordinator shard: the metadata quorum's member, changes of the metadata, brokers, and the group
+//! coordinator; [`join`] starts them.
 
 pub mod brokers;
 pub mod controller;
 pub mod groups;
+pub mod join;
 pub mod quorum;

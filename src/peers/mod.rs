@@ -1,9 +1,10 @@
-//! Connections to other nodes: [`dial`] opens streams, [`serve`] takes them, [`credentials`] says who is who,
+//! Connections to other nodes: [`ports`] are bound, [`dial`] opens streams, [`serve`] takes them, [`credentials`] says who is who,
 //! [`quorum_link`] carries the metadata quorum's messages, [`pulse`] notices deaths. What the streams of replication carry is in
 //! [`replication`](crate::replication).
 
 pub mod credentials;
 pub mod dial;
+pub mod ports;
 pub mod pulse;
 pub mod quorum_link;
 pub mod serve;

@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -22,14 +23,19 @@ PARTITIONS = 6
 KEYS = 24
 
 
-def free_ports(count, kind):
-    """Ports that nobody uses now."""
-    sockets = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
+def free_ports(count):
+    """Ports that nobody uses now, outside the range from which connections get theirs: nodes are started again on them."""
+    ports = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            try:
+                tcp.bind(("127.0.0.1", port))
+                udp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
     return ports
 
 
@@ -71,7 +77,8 @@ class Node:
 class Cluster:
     def __init__(self, count=3, settings=None, cores=1, racks=False):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="millrace-cluster-"))
-        kafka, cluster = free_ports(count, socket.SOCK_STREAM), free_ports(count, socket.SOCK_DGRAM)
+        ports = free_ports(2 * count)
+        kafka, cluster = ports[:count], ports[count:]
         self.peers = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(cluster))
         settings = {"default.replication.factor": 3, "min.insync.replicas": 2, **(settings or {})}
         settings.setdefault("group.initial.rebalance.delay.ms", 0)
