@@ -32,7 +32,7 @@ use crate::{
     config::{ConfigError, Settings, Source, parse_size},
     coordinator::{
         brokers, controller,
-        join::{self, JoinError},
+        join::{self, JoinError, Joining},
     },
     doctor,
     identity::{self, Identity, IdentityError},
@@ -364,9 +364,14 @@ async fn first_shard(
     spawn_commits(&engine);
     let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
     let node = new_node(&context, 0, engine, host.clone(), mailbox);
-    ports::open(&node, &context.ports, context.credentials.as_deref())?;
-    let recovered_metadata = logs.remove(&METADATA_KEY);
-    let joined = join::join(&node, &context.ports, context.listen, recovered_metadata, incarnation).await?;
+    let to_join = Joining {
+        ports: &context.ports,
+        credentials: context.credentials.as_deref(),
+        clients_at: context.listen,
+        recovered: logs.remove(&METADATA_KEY),
+        incarnation,
+    };
+    let joined = join::join(&node, to_join).await?;
     let Some((registration, bound)) = joined else {
         // Told to stop before a quorum was there.
         return wait_and_stop(&node).await;

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, sync::atomic::Ordering};
 
 use millrace_cluster::metadata::{Address, Image, Registration};
 use millrace_engine::log::LogState;
+use millrace_net::quic::Credentials;
 use thiserror::Error;
 
 use super::{
@@ -16,7 +17,11 @@ use crate::{
     kafka::handlers::init_producer_id::ProducerIds,
     listen::{self, Bound, ListenError},
     node::{Coordinator, Node, View},
-    peers::{ports::Ports, pulse, quorum_link::QuorumLink},
+    peers::{
+        ports::{self, Ports, PortsError},
+        pulse,
+        quorum_link::QuorumLink,
+    },
 };
 
 /// Why a node does not take part.
@@ -25,6 +30,9 @@ pub enum JoinError {
     /// The metadata log.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+    /// The ports for other nodes.
+    #[error(transparent)]
+    Ports(#[from] PortsError),
     /// An address for clients.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -33,18 +41,33 @@ pub enum JoinError {
     Refused(String),
 }
 
-/// Makes this node, whose ports for other nodes are open, a member of the metadata quorum, binds what clients connect to, and
-/// registers it as a broker; `None` if it is told to stop before that.
+/// What it takes.
+pub struct Joining<'a> {
+    /// Bound, for other nodes.
+    pub ports: &'a Ports,
+    /// What this node shows them, in a cluster.
+    pub credentials: Option<&'a Credentials>,
+    /// Where clients shall connect.
+    pub clients_at: SocketAddr,
+    /// The metadata log.
+    pub recovered: Option<LogState>,
+    /// This start of the broker.
+    pub incarnation: u64,
+}
+
+/// Makes this node a member of the metadata quorum, lets other nodes in, binds what clients connect to, and registers it as a
+/// broker; `None` if it is told to stop before that.
 ///
 /// # Errors
 /// [`JoinError`].
-pub async fn join(
-    node: &Rc<Node>,
-    ports: &Ports,
-    clients_at: SocketAddr,
-    recovered: Option<LogState>,
-    incarnation: u64,
-) -> Result<Option<(Registration, Bound)>, JoinError> {
+pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Registration, Bound)>, JoinError> {
+    let Joining {
+        ports,
+        credentials,
+        clients_at,
+        recovered,
+        incarnation,
+    } = joining;
     let shared = Arc::clone(&node.shared);
     let (me, members) = (shared.node_id, &shared.members);
     let voters = if members.is_cluster() {
@@ -60,6 +83,8 @@ pub async fn join(
         groups: GroupsDriver::new(&shared.settings),
         producer_ids: ProducerIds::default(),
     }));
+    // Whoever comes finds the member there.
+    ports::open(node, ports, credentials)?;
     if let Some(address) = ports.first().and_then(|(socket, _)| socket.local_addr().ok()) {
         match millrace_net::listener::bind(address) {
             Ok(socket) => {

@@ -111,6 +111,9 @@ fn check(node: &Rc<Node>, connection: &Connection, hello: &Hello) -> Result<u16,
             hello.to_shard, node.shard
         ));
     }
+    if hello.kind == StreamKind::Quorum && node.coordinator.borrow().is_none() {
+        return Err("the metadata quorum's member is on the first shard".into());
+    }
     let ours = node.cluster_id();
     if !ours.is_empty() && !hello.cluster_id.is_empty() && ours != hello.cluster_id {
         return Err(format!(
