@@ -156,7 +156,7 @@ impl Link {
     }
 
     /// What is due of a partition now, if anything.
-    async fn frame(&self, node: &Rc<Node>, key: PartitionKey) -> Option<Vec<Bytes>> {
+    async fn frame(self: &Rc<Self>, node: &Rc<Node>, key: PartitionKey) -> Option<Vec<Bytes>> {
         let (follower, _) = self.to;
         let slot = node.replication.slot(&key)?;
         let status = slot.partition.status();
@@ -184,9 +184,11 @@ impl Link {
                 }
                 // What the follower wants was removed: it will be told to begin where the log begins now.
                 if let ReadError::OffsetOutOfRange { .. } = error {
+                    self.push_later(node, key, NOT_YET);
                     return None;
                 }
                 tracing::error!(partition = %key, %error, "a follower cannot be sent what it lacks");
+                self.push_later(node, key, FAILED);
                 return None;
             }
         };

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import pathlib
 import random
 import re
@@ -16,7 +17,7 @@ import time
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from conftest import BINARY, clean_environment
+from conftest import BINARY, ROOT, clean_environment
 from test_java_tools import LIB, TOOLS, run
 
 PARTITIONS = 6
@@ -562,3 +563,72 @@ def test_a_consumer_reads_from_the_replica_in_its_rack(make_cluster):
     read(540)
     consumer.close()
     assert got == list(range(540))
+
+
+class CutCluster(Cluster):
+    """Nodes in network namespaces of their own, so that links between them can be cut."""
+
+    SCRIPT = ROOT / "scripts" / "cluster-local.sh"
+
+    def __init__(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="millrace-cut-"))
+        self.addresses = self.script("up", "3", "--netns", "--cores", "1", "--memory", "256MiB").split()[-1]
+        self.nodes = []
+
+    @property
+    def bootstrap(self):
+        return self.addresses
+
+    def script(self, *arguments):
+        environment = {**clean_environment(), "CLUSTER_DIR": str(self.dir / "nodes"), "CLUSTER_BIN": str(BINARY)}
+        done = subprocess.run([self.SCRIPT, *arguments], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def logs(self):
+        return "\n".join(p.read_text()[-3000:] for p in sorted(self.dir.glob("nodes/*/log")))
+
+    def cleanup(self):
+        text = self.logs()
+        self.script("down")
+        shutil.rmtree(self.dir, ignore_errors=True)
+        assert "panicked" not in text, text
+
+
+def namespaces_can_be_made():
+    tools = shutil.which("ip") and shutil.which("nft")
+    if not tools or os.geteuid() != 0:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "millrace-probe"], capture_output=True).returncode == 0
+    subprocess.run(["ip", "netns", "del", "millrace-probe"], capture_output=True)
+    return made
+
+
+@pytest.mark.skipif(not namespaces_can_be_made(), reason="needs root, iproute2 and nftables")
+def test_links_that_are_cut_lose_nothing():
+    cluster = CutCluster()
+    try:
+        cluster.create("t")
+        load = Load(cluster, "t")
+        for victim, others in ((1, (2, 3)), (2, (1, 3))):
+            # Nobody hears it, and it hears nobody.
+            for other in others:
+                cluster.script("cut", str(victim), str(other))
+            cluster.wait(
+                "others lead",
+                lambda: all(p.leader not in (-1, victim) for p in cluster.partitions("t").values()),
+            )
+            time.sleep(1.5)
+            cluster.script("heal")
+            cluster.wait_in_sync("t")
+            time.sleep(0.5)
+        # It hears the others, and they do not hear it; then the other way round.
+        for pairs in (("3", "1"), ("3", "2")), (("1", "3"), ("2", "3")):
+            for pair in pairs:
+                cluster.script("oneway", *pair)
+            time.sleep(3)
+            cluster.script("heal")
+            cluster.wait_in_sync("t")
+        assert load.finish() > 1_000
+    finally:
+        cluster.cleanup()
