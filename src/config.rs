@@ -468,6 +468,24 @@ pub const ENTRIES: &[Entry] = &[
         "30000",
         "Accepted for compatibility; retention runs every 30 seconds.",
     ),
+    dynamic(
+        "broker.draining",
+        Kind::Bool,
+        "false",
+        "New replicas are put on other brokers; `millrace cluster drain` sets it.",
+    ),
+    dynamic(
+        "leader.replication.throttled.rate",
+        Kind::Long(1, MAX),
+        "9223372036854775807",
+        "Bytes a second that this broker sends to followers that are catching up, together.",
+    ),
+    dynamic(
+        "follower.replication.throttled.rate",
+        Kind::Long(1, MAX),
+        "9223372036854775807",
+        "Kept for reassignment tools: leaders bound what they send.",
+    ),
     topic(
         "cleanup.policy",
         "log.cleanup.policy",
@@ -626,9 +644,23 @@ pub const ENTRIES: &[Entry] = &[
     topic(
         "unclean.leader.election.enable",
         "",
-        Kind::OneOf(&["false"]),
+        Kind::Bool,
         "false",
-        "Never: an out-of-sync replica does not lead.",
+        "Where no replica in sync is left, one leads that lacks some of what was acknowledged; that is lost then.",
+    ),
+    topic(
+        "leader.replication.throttled.replicas",
+        "",
+        Kind::List,
+        "",
+        "Kept for reassignment tools: leader.replication.throttled.rate bounds all followers that catch up.",
+    ),
+    topic(
+        "follower.replication.throttled.replicas",
+        "",
+        Kind::List,
+        "",
+        "Kept for reassignment tools: leader.replication.throttled.rate bounds all followers that catch up.",
     ),
 ];
 
@@ -889,8 +921,6 @@ const KAFKA_ONLY: &[&str] = &[
     "local.retention.bytes",
     "remote.copy.disable",
     "remote.delete.on.disable",
-    "follower.replication.throttled.replicas",
-    "leader.replication.throttled.replicas",
 ];
 
 #[cfg(test)]
@@ -966,7 +996,6 @@ mod tests {
             ("cleanup.policy", "compact"),
             ("cleanup.policy", "compact,delete"),
             ("remote.storage.enable", "true"),
-            ("unclean.leader.election.enable", "true"),
             ("no.such", "1"),
             ("retention.ms", "x"),
         ] {

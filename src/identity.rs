@@ -86,6 +86,8 @@ pub struct Identity {
     pub cluster_id: String,
     /// The folder has not been in a cluster yet: the id is only a proposal.
     pub is_new: bool,
+    /// How many folders the node had in this cluster before this one, as the cluster counts them.
+    pub generation: u32,
     dir: PathBuf,
     /// The node.
     pub node_id: i32,
@@ -130,7 +132,7 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     if !path.exists() {
         let text = text(
             &kafka_uuid(Uuid::new_v4()),
-            true,
+            None,
             i64::from(node_id.unwrap_or(0)),
             Uuid::new_v4(),
         );
@@ -164,7 +166,12 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     }
     Ok(Identity {
         cluster_id: string("cluster_id")?.to_owned(),
-        is_new: table.get("is_new").and_then(toml::Value::as_bool).unwrap_or(false),
+        is_new: !table.contains_key("generation"),
+        generation: match table.get("generation") {
+            Some(number) => (number.as_integer().and_then(|n| u32::try_from(n).ok()))
+                .ok_or_else(|| damaged("generation is out of range"))?,
+            None => 0,
+        },
         dir: dir.to_owned(),
         node_id: i32::try_from(stored).map_err(|_| damaged("node_id is out of range"))?,
         directory_id: string("directory_id")?
@@ -174,34 +181,42 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     })
 }
 
-fn text(cluster_id: &str, is_new: bool, node_id: i64, directory_id: Uuid) -> String {
+/// Without a generation the folder belongs to no cluster yet.
+fn text(cluster_id: &str, generation: Option<u32>, node_id: i64, directory_id: Uuid) -> String {
+    let generation = generation.map_or(String::new(), |g| format!("generation = {g}\n"));
     format!(
-        "# Written by Millrace. Do not edit.\nlayout = {LAYOUT}\ncluster_id = \"{cluster_id}\"\nis_new = {is_new}\nnode_id = {node_id}\n\
+        "# Written by Millrace. Do not edit.\nlayout = {LAYOUT}\ncluster_id = \"{cluster_id}\"\n{generation}node_id = {node_id}\n\
          directory_id = \"{directory_id}\"\n"
     )
 }
 
 impl Identity {
-    /// Notes the cluster that the node has become part of.
+    /// Notes durably which cluster the folder belongs to from now on, and its generation there.
     ///
     /// # Errors
-    /// [`IdentityError::Cluster`] if the folder belongs to another one, and the system's.
-    pub fn join(&mut self, cluster_id: &str) -> Result<(), IdentityError> {
-        if !self.is_new {
-            return match self.cluster_id == cluster_id {
-                true => Ok(()),
-                false => Err(IdentityError::Cluster {
-                    stored: self.cluster_id.clone(),
-                    found: cluster_id.to_owned(),
-                }),
-            };
-        }
+    /// The system's.
+    pub fn join(&mut self, cluster_id: &str, generation: u32) -> Result<(), IdentityError> {
         let path = self.dir.join(FILE);
-        let text = text(cluster_id, false, i64::from(self.node_id), self.directory_id);
+        let text = text(cluster_id, Some(generation), i64::from(self.node_id), self.directory_id);
         write_durably(&self.dir, &path, &text).map_err(|source| IdentityError::Io { path, source })?;
         self.cluster_id = cluster_id.to_owned();
+        self.generation = generation;
         self.is_new = false;
         Ok(())
+    }
+
+    /// Fails unless the folder belongs to this cluster.
+    ///
+    /// # Errors
+    /// [`IdentityError::Cluster`].
+    pub fn check_cluster(&self, cluster_id: &str) -> Result<(), IdentityError> {
+        if self.cluster_id == cluster_id {
+            return Ok(());
+        }
+        Err(IdentityError::Cluster {
+            stored: self.cluster_id.clone(),
+            found: cluster_id.to_owned(),
+        })
     }
 }
 
@@ -250,14 +265,21 @@ mod tests {
         let first = open(dir.path(), Some(3)).expect("new");
         assert_eq!(first.cluster_id.len(), 22);
         assert!(matches!(open(dir.path(), None), Err(IdentityError::Locked { .. })));
-        let cluster_id = first.cluster_id.clone();
         drop(first);
         assert!(matches!(
             open(dir.path(), Some(4)),
             Err(IdentityError::NodeId { stored: 3, given: 4 })
         ));
+        let mut again = open(dir.path(), None).expect("the same");
+        assert!(again.is_new && again.check_cluster("other").is_err());
+        again.join("other", 7).expect("written");
+        drop(again);
         let again = open(dir.path(), None).expect("the same");
-        assert_eq!((again.cluster_id.as_str(), again.node_id), (cluster_id.as_str(), 3));
+        assert_eq!(
+            (again.is_new, again.generation, again.cluster_id.as_str()),
+            (false, 7, "other")
+        );
+        assert_eq!(again.node_id, 3);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
     sync::{
         Arc,
@@ -104,8 +104,14 @@ pub struct Node {
     pub replication: Replication,
     /// This shard's port for other nodes, in a cluster.
     pub peer_endpoint: RefCell<Option<Rc<Endpoint>>>,
+    /// Where other nodes were said to be, for as long as the metadata does not say.
+    pub contacts: RefCell<BTreeMap<i32, String>>,
+    /// This folder belongs to no cluster yet, and looks for one.
+    pub arriving: Cell<bool>,
     /// Brokers whose process seems to have died: clients are not sent to them while others take over what they led.
     pub suspects: RefCell<BTreeSet<i32>>,
+    /// Number of this start of the data folder.
+    pub start: u64,
     /// When this shard began; a clock that does not jump.
     pub started: Instant,
     /// Controller and group coordinator, on shard 0.
@@ -153,8 +159,10 @@ impl Node {
         engine: Shard<GlommioHost>,
         host: GlommioHost,
         requests_bytes: u64,
+        start: u64,
     ) -> Rc<Self> {
         let slots = shared.settings.number("max.incremental.fetch.session.cache.slots") as usize;
+        let contacts = shared.members.addresses.clone();
         let sessions = Sessions::new(slots.div_ceil(router.shards()));
         Rc::new(Self {
             shard,
@@ -168,7 +176,10 @@ impl Node {
             requests: Budget::new(requests_bytes),
             replication: Replication::default(),
             peer_endpoint: RefCell::default(),
+            contacts: RefCell::new(contacts),
+            arriving: Cell::new(false),
             suspects: RefCell::default(),
+            start,
             started: Instant::now(),
             coordinator: RefCell::default(),
             stop: WaitList::default(),
@@ -206,6 +217,15 @@ impl Node {
         match &*self.coordinator.borrow() {
             Some(coordinator) => coordinator.controller.quorum.image(),
             None => self.view().image.clone(),
+        }
+    }
+
+    /// Whether the metadata quorum has a leader, as far as this shard knows.
+    #[must_use]
+    pub fn hears_a_leader(&self) -> bool {
+        match &*self.coordinator.borrow() {
+            Some(coordinator) => coordinator.controller.quorum.with(|q| q.leader().is_some()),
+            None => true,
         }
     }
 

@@ -83,6 +83,9 @@ pub enum ServeError {
     /// The cluster.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// The metadata quorum.
+    #[error("this node cannot take part in the metadata quorum: {0}")]
+    Quorum(String),
     /// A thread.
     #[error("a shard cannot be started: {0}")]
     Executor(String),
@@ -320,6 +323,7 @@ fn new_node(
     engine: Shard<GlommioHost>,
     host: GlommioHost,
     mailbox: flume::Receiver<Job>,
+    start: u64,
 ) -> Rc<Node> {
     let node = Node::new(
         shard,
@@ -328,6 +332,7 @@ fn new_node(
         engine,
         host,
         context.sizes.requests,
+        start,
     );
     let n = Rc::clone(&node);
     glommio::spawn_local(async move {
@@ -363,13 +368,13 @@ async fn first_shard(
     let engine = Shard::open(host.clone(), shard_config(&context, 0, incarnation)).await?;
     spawn_commits(&engine);
     let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
-    let node = new_node(&context, 0, engine, host.clone(), mailbox);
+    let node = new_node(&context, 0, engine, host.clone(), mailbox, incarnation);
     let to_join = Joining {
         ports: &context.ports,
         credentials: context.credentials.as_deref(),
         clients_at: context.listen,
         recovered: logs.remove(&METADATA_KEY),
-        incarnation,
+        identity: &mut identity,
     };
     let joined = join::join(&node, to_join).await?;
     let Some((registration, bound)) = joined else {
@@ -377,7 +382,7 @@ async fn first_shard(
         return wait_and_stop(&node).await;
     };
     let image = node.coordinator().controller.quorum.image();
-    (identity.join(&image.cluster_id)).map_err(ServeError::Identity)?;
+    identity.check_cluster(&image.cluster_id)?;
     let placement = controller::place(&image, &PartitionMap::default(), shards, context.shared.node_id);
     let view = Arc::new(View {
         me: context.shared.node_id,
@@ -441,7 +446,7 @@ async fn other_shard(
     let host = new_host(&context.shared.data_dir).await?;
     let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
     spawn_commits(&engine);
-    let node = new_node(&context, shard, engine, host, mailbox);
+    let node = new_node(&context, shard, engine, host, mailbox, init.incarnation);
     ports::open(&node, &context.ports, context.credentials.as_deref())?;
     node.install(init.view, init.partitions.into_iter().map(|s| (s.key, s)).collect());
     ready.send_async(shard).await.map_err(|_| ServeError::Other)?;
@@ -472,6 +477,10 @@ async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
         futures_lite::future::or(endpoint.close(), node.host.sleep(FAREWELL)).await;
     }
     node.engine.close().await?;
+    let coordinator = node.coordinator.borrow().clone();
+    if let Some(reason) = coordinator.and_then(|c| c.controller.quorum.failed()) {
+        return Err(ServeError::Quorum(reason));
+    }
     tracing::info!(shard = node.shard, "stopped");
     Ok(())
 }

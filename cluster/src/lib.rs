@@ -7,6 +7,7 @@
 pub mod controller;
 pub mod group;
 pub mod metadata;
+pub mod peer;
 pub mod raft;
 pub mod replica;
 pub mod simulation;

@@ -3,8 +3,11 @@
 use std::{rc::Rc, time::Duration};
 
 use millrace_cluster::{
-    controller::brokers::{self, IsrChange},
-    metadata::{MetadataRecord, Registration},
+    controller::{
+        brokers::{self, IsrChange},
+        members::{self, Joining},
+    },
+    metadata::Registration,
 };
 use millrace_engine::host::Host;
 
@@ -24,21 +27,30 @@ const RETRY: Duration = Duration::from_millis(200);
 /// It is refused: another broker has its id.
 pub async fn register(node: &Rc<Node>, registration: &Registration) -> Result<(), Failure> {
     let quorum = Rc::clone(&node.coordinator().controller.quorum);
+    let shared = &node.shared;
+    let at = Joining {
+        node: shared.node_id,
+        directory: registration.directory,
+        address: shared.members.own_address(shared.node_id),
+    };
     let mut told = false;
+    // A member that has just joined first has to be sent what the others know.
+    let knows = || {
+        quorum
+            .with(|q| q.knows_members() && q.image().version > 0)
+            .then_some(())
+    };
+    quorum.changes().wait(knows).await;
     loop {
         let done = quorum
             .change(&node.host, |image| {
-                let mut records = Vec::new();
-                if image.cluster_id.is_empty() {
-                    records.push(MetadataRecord::Cluster {
-                        id: node.shared.own_cluster_id.clone(),
-                    });
-                }
-                match brokers::register(image, registration) {
-                    Ok(more) => {
-                        records.extend(more);
-                        (records, Ok(()))
-                    }
+                let decided = brokers::register(image, registration).and_then(|mut records| {
+                    // It may be somewhere else than it was.
+                    records.extend(members::join(image, &at)?);
+                    Ok(records)
+                });
+                match decided {
+                    Ok(records) => (records, Ok(())),
                     Err(refused) => (Vec::new(), Err(refused)),
                 }
             })
@@ -86,6 +98,9 @@ pub async fn run(node: &Rc<Node>, registration: Registration) {
         }
         if !controller.quorum.is_leader() {
             continue;
+        }
+        if let Err(error) = controller.quorum.settle_members() {
+            tracing::warn!(%error, "the members of the metadata quorum could not be changed");
         }
         let silent: Vec<i32> = controller.quorum.with(|q| q.image().active().collect::<Vec<_>>());
         let silent = silent.into_iter().filter(|n| {

@@ -4,8 +4,8 @@
 use std::{cell::Cell, collections::HashMap, rc::Rc, sync::Arc};
 
 use millrace_cluster::{
-    controller::topics::Defaults,
-    metadata::{Image, MetadataRecord},
+    controller::{placement::Place, topics::Defaults},
+    metadata::{ConfigResource, Image, MetadataRecord},
 };
 use millrace_engine::{
     PartitionKey, PartitionMap,
@@ -18,6 +18,9 @@ use crate::{
     kafka::errors::Failure,
     node::{Node, OFFSETS_TOPIC, View},
 };
+
+/// Setting of a broker that is to get no new replicas.
+pub const DRAINING: &str = "broker.draining";
 
 /// The controller's side of a node.
 pub struct ControllerDriver {
@@ -43,7 +46,7 @@ impl ControllerDriver {
     }
 
     /// Decides a change on the latest image and has it agreed on; `decide` returns its records and its answer, and is asked
-    /// again if another node's change was first. When this returns, every shard of this node knows of it.
+    /// again if another node's change was first. When this returns, every shard of this node knows all that the answer rests on.
     ///
     /// # Errors
     /// [`MetadataError`]; the change may then be made later, or not.
@@ -54,11 +57,9 @@ impl ControllerDriver {
     ) -> Result<T, MetadataError> {
         let _turn = self.turn.acquire(1).await;
         let (answer, version) = self.quorum.change(&node.host, decide).await?;
-        if let Some(version) = version {
-            self.installs
-                .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
-                .await;
-        }
+        self.installs
+            .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
+            .await;
         Ok(answer)
     }
 
@@ -160,12 +161,25 @@ pub fn place(image: &Image, placed: &PartitionMap<u32>, shards: usize, me: i32) 
     placement
 }
 
+/// Brokers that take new replicas: those that take part and are not being drained.
+#[must_use]
+pub fn places(image: &Image) -> Vec<Place> {
+    let drained = |node: i32| image.config(&ConfigResource::Broker(Some(node)), DRAINING) == Some("true");
+    (image.brokers().filter(|b| !b.fenced).map(|b| &b.registration))
+        .filter(|r| !drained(r.node))
+        .map(|r| Place {
+            node: r.node,
+            rack: r.rack.clone(),
+        })
+        .collect()
+}
+
 /// What new topics get where a request leaves it open.
 #[must_use]
 pub fn defaults(node: &Node, image: &Image) -> Defaults {
     let settings = &node.shared.settings;
     Defaults {
-        brokers: image.active().collect(),
+        brokers: places(image),
         partitions: settings.number("num.partitions") as i32,
         replication_factor: settings.number("default.replication.factor") as i16,
     }

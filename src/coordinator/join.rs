@@ -2,7 +2,12 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, sync::atomic::Ordering};
 
-use millrace_cluster::metadata::{Address, Image, Registration};
+use bytes::Bytes;
+use millrace_cluster::{
+    controller::leadership::MIN_INSYNC,
+    metadata::{Address, FEATURE_LEVELS, Image, Member, Registration},
+    peer::Arrival,
+};
 use millrace_engine::log::LogState;
 use millrace_net::quic::Credentials;
 use thiserror::Error;
@@ -11,13 +16,15 @@ use super::{
     brokers,
     controller::ControllerDriver,
     groups::GroupsDriver,
-    quorum::{MetadataError, QuorumDriver},
+    quorum::{self, MetadataError, QuorumDriver},
 };
 use crate::{
+    identity::{Identity, IdentityError},
     kafka::handlers::init_producer_id::ProducerIds,
     listen::{self, Bound, ListenError},
     node::{Coordinator, Node, View},
     peers::{
+        introduce,
         ports::{self, Ports, PortsError},
         pulse,
         quorum_link::QuorumLink,
@@ -30,6 +37,9 @@ pub enum JoinError {
     /// The metadata log.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+    /// The data folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The ports for other nodes.
     #[error(transparent)]
     Ports(#[from] PortsError),
@@ -51,8 +61,8 @@ pub struct Joining<'a> {
     pub clients_at: SocketAddr,
     /// The metadata log.
     pub recovered: Option<LogState>,
-    /// This start of the broker.
-    pub incarnation: u64,
+    /// The data folder.
+    pub identity: &'a mut Identity,
 }
 
 /// Makes this node a member of the metadata quorum, lets other nodes in, binds what clients connect to, and registers it as a
@@ -66,25 +76,31 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
         credentials,
         clients_at,
         recovered,
-        incarnation,
+        identity,
     } = joining;
     let shared = Arc::clone(&node.shared);
-    let (me, members) = (shared.node_id, &shared.members);
-    let voters = if members.is_cluster() {
-        members.addresses.keys().copied().collect()
-    } else {
-        vec![me]
-    };
+    let me = shared.node_id;
+    let mut stored = quorum::open_log(&node.engine, recovered).await?;
+    ports::open(node, ports, credentials)?;
+    if identity.is_new {
+        match become_member(node, identity, stored).await? {
+            Some(records) => stored = records,
+            None => return Ok(None),
+        }
+    }
     let election_ms = shared.settings.number("controller.quorum.election.timeout.ms");
-    let quorum = QuorumDriver::open(&node.engine, recovered, me, voters, election_ms, incarnation).await?;
-    let quorum = Rc::new(quorum);
+    let quorum = Rc::new(QuorumDriver::new(
+        &stored,
+        me,
+        identity.generation,
+        election_ms,
+        node.start,
+    )?);
     *node.coordinator.borrow_mut() = Some(Rc::new(Coordinator {
         controller: ControllerDriver::new(Rc::clone(&quorum)),
         groups: GroupsDriver::new(&shared.settings),
         producer_ids: ProducerIds::default(),
     }));
-    // Whoever comes finds the member there.
-    ports::open(node, ports, credentials)?;
     if let Some(address) = ports.first().and_then(|(socket, _)| socket.local_addr().ok()) {
         match millrace_net::listener::bind(address) {
             Ok(socket) => {
@@ -95,13 +111,9 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
             }
         }
     }
-    for peer in members.addresses.keys().copied().filter(|n| *n != me) {
-        let link = Rc::new(QuorumLink::default());
-        quorum.add_link(peer, Rc::clone(&link));
-        let n = Rc::clone(node);
-        glommio::spawn_local(async move { link.run(&n, peer).await }).detach();
-        glommio::spawn_local(pulse::watch(Rc::clone(node), peer)).detach();
-    }
+    link_members(node);
+    let n = Rc::clone(node);
+    glommio::spawn_local(async move { follow_members(&n).await }).detach();
     let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
     glommio::spawn_local(async move {
         q.run(&n.engine).await;
@@ -128,6 +140,9 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
         clients: clients.collect(),
         peers: ports.iter().map(|(_, address)| address.clone()).collect(),
         rack: rack.filter(|r| !r.is_empty()),
+        min_insync: shared.settings.number(MIN_INSYNC) as u32,
+        start: node.start,
+        levels: FEATURE_LEVELS,
     };
     let stopped = async {
         node.stop.wait(|| node.is_stop_wanted().then_some(())).await;
@@ -139,6 +154,92 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
         Some(Err(refused)) => Err(JoinError::Refused(refused.message)),
         Some(Ok(())) => Ok(Some((registration, bound))),
     }
+}
+
+/// Finds the place of a new folder: in a cluster that there is, or in one that begins with it. Returns the metadata log's records;
+/// `None` if the broker is told to stop before that.
+async fn become_member(
+    node: &Rc<Node>,
+    identity: &mut Identity,
+    stored: Vec<Bytes>,
+) -> Result<Option<Vec<Bytes>>, JoinError> {
+    let own_id = identity.cluster_id.clone();
+    if !stored.is_empty() {
+        // It had begun one when it was stopped.
+        identity.join(&own_id, 0)?;
+        return Ok(Some(stored));
+    }
+    let arrival = match node.shared.members.is_cluster() {
+        true => introduce::find_cluster(node).await,
+        false => {
+            let directory = node.shared.directory_id.into_bytes();
+            Some(Arrival::Found(vec![(node.shared.node_id, directory, String::new())]))
+        }
+    };
+    match arrival {
+        None | Some(Arrival::Wait(_)) => Ok(None),
+        Some(Arrival::Join {
+            cluster_id,
+            generation,
+            members,
+        }) => {
+            tracing::info!(cluster_id, "this node joins a cluster");
+            identity.join(&cluster_id, generation)?;
+            node.contacts.borrow_mut().extend(members);
+            Ok(Some(Vec::new()))
+        }
+        Some(Arrival::Found(founders)) => {
+            let members = founders.into_iter().map(|(node, directory, address)| Member {
+                node,
+                directory,
+                generation: 0,
+                address,
+                voter: true,
+            });
+            let founding = millrace_cluster::raft::found(&own_id, members.collect(), FEATURE_LEVELS.1);
+            let stored = quorum::begin_log(&node.engine, founding).await?;
+            identity.join(&own_id, 0)?;
+            tracing::info!(cluster_id = own_id, "a new cluster begins");
+            Ok(Some(stored))
+        }
+    }
+}
+
+/// Keeps links to all members of the quorum, as they come and go.
+async fn follow_members(node: &Rc<Node>) {
+    let coordinator = node.coordinator();
+    let quorum = &coordinator.controller.quorum;
+    let mut seen = 0;
+    while !node.is_stopping() {
+        quorum
+            .changes()
+            .wait(|| {
+                let version = quorum.with(|q| q.image().version);
+                (version != seen || node.is_stopping()).then(|| seen = version)
+            })
+            .await;
+        link_members(node);
+    }
+}
+
+fn link_members(node: &Rc<Node>) {
+    let me = node.shared.node_id;
+    let coordinator = node.coordinator();
+    let quorum = &coordinator.controller.quorum;
+    // Before this member knows the others, whoever it was told of may lead them.
+    let members: Vec<i32> = match quorum.with(|q| q.knows_members()) {
+        true => quorum.with(|q| q.image().members().map(|m| m.node).collect()),
+        false => node.contacts.borrow().keys().copied().collect(),
+    };
+    for peer in members.iter().copied().filter(|n| *n != me) {
+        let link = Rc::new(QuorumLink::default());
+        if quorum.add_link(peer, &link) && node.shared.members.is_cluster() {
+            let n = Rc::clone(node);
+            glommio::spawn_local(async move { link.run(&n, peer).await }).detach();
+            glommio::spawn_local(pulse::watch(Rc::clone(node), peer)).detach();
+        }
+    }
+    quorum.keep_links(|n| members.contains(&n));
 }
 
 /// Starts what the coordinator shard does for as long as the node runs; `view` is what its shards have installed.

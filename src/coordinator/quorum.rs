@@ -83,47 +83,64 @@ pub struct QuorumDriver {
     suspected: RefCell<HashMap<i32, Instant>>,
 }
 
+/// Opens the metadata log, and returns the records in it.
+///
+/// # Errors
+/// [`MetadataError`].
+pub async fn open_log<H: Host>(engine: &Shard<H>, recovered: Option<LogState>) -> Result<Vec<Bytes>, MetadataError> {
+    let config = LogConfig {
+        segment_bytes: 4 << 20,
+        retention_ms: -1,
+        ..LogConfig::default()
+    };
+    engine.add_partition(recovered.unwrap_or_else(|| LogState::new(METADATA_KEY)), config);
+    let mut stored = Vec::new();
+    if let Some(log) = engine.partition(&METADATA_KEY) {
+        engine
+            .visit(METADATA_KEY, log.status().log_start, |batch| {
+                if batch.header.format == PayloadFormat::Metadata {
+                    stored.push(batch.payload.clone());
+                }
+                true
+            })
+            .await?;
+    }
+    Ok(stored)
+}
+
+/// Begins the metadata log of a new cluster.
+///
+/// # Errors
+/// [`MetadataError`].
+pub async fn begin_log<H: Host>(engine: &Shard<H>, founding: Vec<u8>) -> Result<Vec<Bytes>, MetadataError> {
+    let bytes = Bytes::from(founding);
+    persist(engine, bytes.clone()).await?;
+    Ok(vec![bytes])
+}
+
 impl QuorumDriver {
-    /// Reads the metadata log into a member. `voters` are who a new cluster begins with.
+    /// The member that the metadata log's records make. `start` is a number that no earlier start of this folder had.
     ///
     /// # Errors
     /// [`MetadataError`].
-    pub async fn open<H: Host>(
-        engine: &Shard<H>,
-        recovered: Option<LogState>,
+    pub fn new(
+        stored: &[Bytes],
         node_id: i32,
-        voters: Vec<i32>,
+        generation: u32,
         election_ms: i64,
-        incarnation: u64,
+        start: u64,
     ) -> Result<Self, MetadataError> {
-        let config = LogConfig {
-            segment_bytes: 4 << 20,
-            retention_ms: -1,
-            ..LogConfig::default()
-        };
-        engine.add_partition(recovered.unwrap_or_else(|| LogState::new(METADATA_KEY)), config);
-        let mut stored = Vec::new();
-        if let Some(log) = engine.partition(&METADATA_KEY) {
-            engine
-                .visit(METADATA_KEY, log.status().log_start, |batch| {
-                    if batch.header.format == PayloadFormat::Metadata {
-                        stored.push(batch.payload.clone());
-                    }
-                    true
-                })
-                .await?;
-        }
         let tick_ms = TICK.as_millis() as i64;
         let config = QuorumConfig {
             node: node_id,
-            voters,
+            generation,
             tick_ms,
             election_ms,
             heartbeat_ms: (election_ms / 5).max(tick_ms),
-            seed: incarnation ^ u64::from(std::process::id()),
+            seed: start ^ u64::from(std::process::id()),
         };
         Ok(Self {
-            quorum: RefCell::new(Quorum::new(&config, &stored)?),
+            quorum: RefCell::new(Quorum::new(&config, stored)?),
             node_id,
             started: Instant::now(),
             work: WaitList::default(),
@@ -131,7 +148,7 @@ impl QuorumDriver {
             changed: WaitList::default(),
             outcomes: RefCell::default(),
             // Unlike any that an earlier start has drawn.
-            next_id: Cell::new(incarnation << 32),
+            next_id: Cell::new(start << 32),
             links: RefCell::default(),
             failed: RefCell::default(),
             leads: Cell::new(None),
@@ -145,9 +162,33 @@ impl QuorumDriver {
         self.started.elapsed().as_millis() as i64
     }
 
-    /// Where messages to another member go.
-    pub fn add_link(&self, node: i32, link: Rc<QuorumLink>) {
-        self.links.borrow_mut().insert(node, link);
+    /// Where messages to another member go; false if that is known already.
+    pub fn add_link(&self, node: i32, link: &Rc<QuorumLink>) -> bool {
+        let mut links = self.links.borrow_mut();
+        let new = !links.contains_key(&node);
+        links.entry(node).or_insert_with(|| Rc::clone(link));
+        new
+    }
+
+    /// Takes away the links to those who are no members any more.
+    pub fn keep_links(&self, stays: impl Fn(i32) -> bool) {
+        self.links.borrow_mut().retain(|node, link| {
+            let stays = stays(*node);
+            if !stays {
+                link.end();
+            }
+            stays
+        });
+    }
+
+    /// Makes the members those that the metadata names, a step at a time.
+    ///
+    /// # Errors
+    /// The library's.
+    pub fn settle_members(&self) -> Result<(), QuorumError> {
+        let settled = self.quorum.borrow_mut().settle_members();
+        self.wake();
+        settled
     }
 
     /// Looks at the member.
@@ -224,6 +265,18 @@ impl QuorumDriver {
         !alive && since.elapsed() >= SUSPECTED_SILENCE
     }
 
+    /// Why this node takes no further part, if so.
+    #[must_use]
+    pub fn failed(&self) -> Option<String> {
+        self.failed.borrow().clone()
+    }
+
+    fn fail(&self, error: String) {
+        tracing::error!(error, "this node takes no further part in the metadata quorum");
+        *self.failed.borrow_mut() = Some(error);
+        self.changed.wake_all();
+    }
+
     fn wake(&self) {
         self.has_work.set(true);
         self.work.wake_all();
@@ -235,9 +288,19 @@ impl QuorumDriver {
     /// It is none: whoever sent it should not be listened to any more.
     pub fn receive(&self, from: i32, bytes: &[u8]) -> Result<(), QuorumError> {
         let now = self.now_ms();
-        self.quorum.borrow_mut().receive(from, bytes, now)?;
+        let received = self.quorum.borrow_mut().receive(from, bytes, now);
+        if let Err(error @ QuorumError::OldCopy { .. }) = &received {
+            self.fail(error.to_string());
+        }
         self.wake();
-        Ok(())
+        received
+    }
+
+    /// Another member's process seems to have died.
+    pub fn reconnect(&self, node: i32) {
+        if let Some(link) = self.links.borrow().get(&node) {
+            link.restart();
+        }
     }
 
     /// Another member cannot be reached.
@@ -252,7 +315,7 @@ impl QuorumDriver {
     }
 
     /// Decides a change on the latest image and has the quorum agree; `decide` returns its records and its answer, and is asked
-    /// again if another change was first. Returns the answer and the image that has it, or `None` if nothing was to be changed.
+    /// again if another change was first. Returns the answer, and the version of the image that it is true of.
     ///
     /// # Errors
     /// [`MetadataError`]; the change may then be made later, or not.
@@ -260,14 +323,14 @@ impl QuorumDriver {
         &self,
         host: &H,
         decide: impl Fn(&Image) -> (Vec<MetadataRecord>, T),
-    ) -> Result<(T, Option<u64>), MetadataError> {
+    ) -> Result<(T, u64), MetadataError> {
         let begun = Instant::now();
         while begun.elapsed() < CHANGE_TIMEOUT {
             self.check()?;
             let image = self.image();
             let (records, answer) = decide(&image);
             if records.is_empty() {
-                return Ok((answer, None));
+                return Ok((answer, image.version));
             }
             let id = self.next_id.get();
             self.next_id.set(id + 1);
@@ -292,7 +355,7 @@ impl QuorumDriver {
                 None
             });
             if ended.await == Some(true) {
-                return Ok((answer, Some(self.quorum.borrow().image().version)));
+                return Ok((answer, self.quorum.borrow().image().version));
             }
         }
         Err(MetadataError::NoQuorum)
@@ -322,11 +385,11 @@ impl QuorumDriver {
     pub async fn run<H: Host>(&self, engine: &Shard<H>) {
         loop {
             self.work.wait(|| self.has_work.replace(false).then_some(())).await;
-            if let Err(error) = self.steps(engine).await {
-                tracing::error!(%error, "this node takes no further part in the metadata quorum");
-                *self.failed.borrow_mut() = Some(error.to_string());
-                self.changed.wake_all();
+            if self.failed.borrow().is_some() {
                 return;
+            }
+            if let Err(error) = self.steps(engine).await {
+                return self.fail(error.to_string());
             }
         }
     }
@@ -338,11 +401,11 @@ impl QuorumDriver {
             };
             self.send(begun.send);
             if let Some(bytes) = begun.persist {
-                persist(engine, bytes).await?;
+                persist(engine, bytes.into()).await?;
             }
             let finished = self.quorum.borrow_mut().finish()?;
             self.send(finished.send);
-            let mut news = false;
+            let mut news = finished.restored;
             for applied in finished.applied {
                 news = true;
                 if applied.by == self.node_id {
@@ -358,7 +421,7 @@ impl QuorumDriver {
             }
             let compact = self.quorum.borrow_mut().compact();
             if let Some(bytes) = compact {
-                let start = persist(engine, bytes).await?;
+                let start = persist(engine, bytes.into()).await?;
                 if let Some(log) = engine.partition(&METADATA_KEY) {
                     engine.delete_records(&log, start).await?;
                 }
@@ -399,9 +462,9 @@ impl QuorumDriver {
 }
 
 /// Appends bytes to the metadata log, durably; returns their offset.
-async fn persist<H: Host>(engine: &Shard<H>, bytes: Vec<u8>) -> Result<i64, MetadataError> {
+async fn persist<H: Host>(engine: &Shard<H>, bytes: Bytes) -> Result<i64, MetadataError> {
     let permit = engine.admit(bytes.len()).await;
-    let appended = engine.append_metadata(METADATA_KEY, 0, bytes.into(), permit)?;
+    let appended = engine.append_metadata(METADATA_KEY, 0, bytes, permit)?;
     if let Some(log) = engine.partition(&METADATA_KEY) {
         log.wait_durable(appended.end_offset).await?;
     }

@@ -150,7 +150,7 @@ pub fn broker_entries(settings: &Settings, image: &Image, node_id: i32) -> Vec<E
 ///
 /// # Errors
 /// INVALID_REQUEST for a type or broker that is not served here.
-pub fn resource(kind: i8, name: &StrBytes, node: &Node) -> Result<ConfigResource, Failure> {
+pub fn resource(kind: i8, name: &StrBytes, node: &Node, for_change: bool) -> Result<ConfigResource, Failure> {
     let invalid = |reason: String| Failure::new(ResponseError::InvalidRequest, reason);
     match kind {
         TOPIC => {
@@ -161,6 +161,8 @@ pub fn resource(kind: i8, name: &StrBytes, node: &Node) -> Result<ConfigResource
         BROKER | BROKER_LOGGER => match name.parse::<i32>() {
             // A core's id means the node: settings are the node's.
             Ok(id) if node.endpoints().is_ours(id) => Ok(ConfigResource::Broker(Some(node.shared.node_id))),
+            // What others were started with only they know; what is set while they run everybody does.
+            Ok(id) if for_change && node.view().image.broker(id).is_some() => Ok(ConfigResource::Broker(Some(id))),
             Ok(id) => Err(invalid(format!(
                 "Unexpected broker id, expected {} but received {id}",
                 node.shared.node_id

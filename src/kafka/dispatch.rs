@@ -52,7 +52,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         RequestKind::SyncGroup(r) => answer!(h::sync_group::handle(node, r).await),
         RequestKind::DescribeGroups(r) => answer!(h::describe_groups::handle(node, version, r).await),
         RequestKind::ListGroups(r) => answer!(h::list_groups::handle(node, version, r).await),
-        RequestKind::ApiVersions(r) => answer!(h::api_versions::handle(version, &r)),
+        RequestKind::ApiVersions(r) => answer!(h::api_versions::handle(node, version, &r)),
         RequestKind::CreateTopics(r) => answer!(h::create_topics::handle(node, version, r).await),
         RequestKind::DeleteTopics(r) => answer!(h::delete_topics::handle(node, version, r).await),
         RequestKind::DeleteRecords(r) => answer!(h::delete_records::handle(node, r).await),
@@ -70,6 +70,14 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         RequestKind::DescribeProducers(r) => answer!(h::describe_producers::handle(node, r).await),
         RequestKind::ElectLeaders(r) => answer!(h::elect_leaders::handle(node, version, r).await),
         RequestKind::DescribeQuorum(r) => answer!(h::describe_quorum::handle(node, version, r).await),
+        RequestKind::AlterPartitionReassignments(r) => {
+            answer!(h::alter_partition_reassignments::handle(node, version, r).await)
+        }
+        RequestKind::ListPartitionReassignments(r) => answer!(h::list_partition_reassignments::handle(node, &r)),
+        RequestKind::UpdateFeatures(r) => answer!(h::update_features::handle(node, version, r).await),
+        RequestKind::UnregisterBroker(r) => answer!(h::unregister_broker::handle(node, r).await),
+        RequestKind::AddRaftVoter(r) => answer!(h::add_raft_voter::handle(node, r).await),
+        RequestKind::RemoveRaftVoter(r) => answer!(h::remove_raft_voter::handle(node, r).await),
         RequestKind::ListConfigResources(r) => answer!(h::list_config_resources::handle(node, version, &r)),
         RequestKind::DescribeTopicPartitions(r) => answer!(h::describe_topic_partitions::handle(node, &r)),
         other => {

@@ -147,6 +147,11 @@ impl From<ControllerError> for Failure {
             ControllerError::InvalidRequest { .. } => ResponseError::InvalidRequest,
             ControllerError::DuplicateBroker { .. } => ResponseError::DuplicateBrokerRegistration,
             ControllerError::PolicyViolation { .. } => ResponseError::PolicyViolation,
+            ControllerError::UnknownBroker { .. } => ResponseError::BrokerIdNotRegistered,
+            ControllerError::UnknownVoter { .. } => ResponseError::VoterNotFound,
+            ControllerError::NoReassignment => ResponseError::NoReassignmentInProgress,
+            ControllerError::InvalidFeature { .. } => ResponseError::FeatureUpdateFailed,
+            ControllerError::UnsupportedVersion { .. } => ResponseError::UnsupportedVersion,
         };
         Self::new(code, e.to_string())
     }

@@ -8,7 +8,7 @@ use std::{
 
 use millrace_cluster::{
     metadata::record,
-    replica::{Hello, HelloAnswer, StreamKind, message::VERSIONS},
+    peer::{Hello, HelloAnswer, StreamKind, VERSIONS},
 };
 use millrace_engine::host::Host;
 use millrace_net::quic::{Connection, FrameReceiver, FrameSender, LinkError};
@@ -57,6 +57,8 @@ async fn open_now(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Res
         cluster_id: node.cluster_id(),
         node: node.shared.node_id,
         directory: node.shared.directory_id.into_bytes(),
+        start: node.start,
+        address: node.shared.members.own_address(node.shared.node_id),
         to_node: to,
         to_shard: shard,
     };
@@ -72,18 +74,21 @@ async fn open_now(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Res
     }
 }
 
-/// Where a shard of a node listens: as it registered, or for its first shard as configured.
+/// Where a shard of a node listens: as the cluster knows, or for its first shard as configured.
 pub(super) async fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<SocketAddr, LinkError> {
-    let view = node.view();
-    let registered = view
-        .image
-        .broker(to)
-        .and_then(|b| b.registration.peers.get(shard as usize));
-    let text = match registered {
-        Some(address) => format!("{}:{}", address.host, address.port),
-        None => (node.shared.members.addresses.get(&to).cloned().filter(|_| shard == 0))
-            .ok_or_else(|| LinkError::Lost(format!("node {to} has not said yet where its shard {shard} listens")))?,
+    let image = node.known_image();
+    let member = image.member(to).map(|m| m.address.clone());
+    let told = || node.contacts.borrow().get(&to).cloned();
+    let registered = || {
+        let address = image.broker(to)?.registration.peers.get(shard as usize)?;
+        Some(format!("{}:{}", address.host, address.port))
     };
+    let text = match shard {
+        0 => member.filter(|a| !a.is_empty()).or_else(told),
+        _ => registered(),
+    };
+    let text =
+        text.ok_or_else(|| LinkError::Lost(format!("node {to} has not said yet where its shard {shard} listens")))?;
     if let Ok(address) = text.parse() {
         return Ok(address);
     }

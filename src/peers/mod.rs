@@ -1,9 +1,10 @@
 //! Connections to other nodes: [`ports`] are bound, [`dial`] opens streams, [`serve`] takes them, [`credentials`] says who is who,
-//! [`quorum_link`] carries the metadata quorum's messages, [`pulse`] notices deaths. What the streams of replication carry is in
+//! [`introduce`] is how new folders come into a cluster, [`quorum_link`] carries the metadata quorum's messages, [`pulse`] notices deaths. What the streams of replication carry is in
 //! [`replication`](crate::replication).
 
 pub mod credentials;
 pub mod dial;
+pub mod introduce;
 pub mod ports;
 pub mod pulse;
 pub mod quorum_link;
@@ -85,6 +86,12 @@ impl Members {
     #[must_use]
     pub fn is_cluster(&self) -> bool {
         !self.addresses.is_empty()
+    }
+
+    /// Where the others reach this node; empty for one that is alone.
+    #[must_use]
+    pub fn own_address(&self, node_id: i32) -> String {
+        self.addresses.get(&node_id).cloned().unwrap_or_default()
     }
 
     /// Whether every address is this machine's own, so that a development CA will do.

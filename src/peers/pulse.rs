@@ -42,7 +42,7 @@ pub async fn hold(node: Rc<Node>, socket: TcpListener) {
 
 /// Watches one other member.
 pub async fn watch(node: Rc<Node>, peer: i32) {
-    while !node.is_stopping() {
+    while !node.is_stopping() && is_member(&node, peer) {
         if let Ok(address) = dial::address(&node, peer, 0).await
             && let Ok(mut stream) = TcpStream::connect(address).await
         {
@@ -51,6 +51,7 @@ pub async fn watch(node: Rc<Node>, peer: i32) {
             if !node.is_stopping() {
                 mark(&node, peer, true).await;
                 let quorum = Rc::clone(&node.coordinator().controller.quorum);
+                quorum.reconnect(peer);
                 quorum.suspect(&node.host, peer).await;
                 if !quorum.is_suspected(peer) {
                     mark(&node, peer, false).await;
@@ -61,11 +62,18 @@ pub async fn watch(node: Rc<Node>, peer: i32) {
     }
 }
 
+fn is_member(node: &Node, peer: i32) -> bool {
+    let coordinator = node.coordinator();
+    let quorum = &coordinator.controller.quorum;
+    quorum.with(|q| !q.knows_members() || q.image().member(peer).is_some())
+}
+
 /// Every shard tells clients of it.
 async fn mark(node: &Rc<Node>, peer: i32, suspected: bool) {
     let marked = node.router.broadcast(node, move |n| async move {
         if suspected {
             n.suspects.borrow_mut().insert(peer);
+            n.replication.reconnect(peer);
         } else {
             n.suspects.borrow_mut().remove(&peer);
         }

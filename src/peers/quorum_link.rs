@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use millrace_cluster::replica::StreamKind;
+use millrace_cluster::peer::StreamKind;
 use millrace_engine::{host::Host, sync::WaitList};
 use millrace_net::quic::LinkError;
 
@@ -30,6 +30,8 @@ pub struct QuorumLink {
     queue: RefCell<VecDeque<Bytes>>,
     wake: WaitList,
     connected: Cell<bool>,
+    ended: Cell<bool>,
+    restarts: Cell<u64>,
 }
 
 impl QuorumLink {
@@ -46,13 +48,32 @@ impl QuorumLink {
         self.wake.wake_all();
     }
 
-    /// Keeps the link up as long as the node runs.
+    /// The other's process seems to have died: what is connected to it is given up, and connected anew.
+    pub fn restart(&self) {
+        self.restarts.set(self.restarts.get() + 1);
+        self.wake.wake_all();
+    }
+
+    /// The member is gone for good.
+    pub fn end(&self) {
+        self.ended.set(true);
+        self.wake.wake_all();
+    }
+
+    fn has_work(&self) -> bool {
+        self.ended.get() || !self.queue.borrow().is_empty()
+    }
+
+    /// Keeps the link up as long as the node runs and the other is a member.
     pub async fn run(&self, node: &Rc<Node>, to: i32) {
         let mut pause = RETRY_MIN;
         let mut told = String::new();
-        while !node.is_stopping() {
+        loop {
             // Nothing to say, nothing to connect for.
-            self.wake.wait(|| (!self.queue.borrow().is_empty()).then_some(())).await;
+            self.wake.wait(|| self.has_work().then_some(())).await;
+            if node.is_stopping() || self.ended.get() {
+                return;
+            }
             let error = match dial::open(node, to, 0, StreamKind::Quorum).await {
                 Ok(stream) => {
                     tracing::info!(peer = to, "connected to a member of the metadata quorum");
@@ -84,9 +105,17 @@ impl QuorumLink {
             mut rx,
         } = stream;
         tx.set_priority(PRIORITY);
+        let restarts = self.restarts.get();
         let sending = async {
             loop {
-                self.wake.wait(|| (!self.queue.borrow().is_empty()).then_some(())).await;
+                let restarted = || self.restarts.get() != restarts;
+                self.wake.wait(|| (self.has_work() || restarted()).then_some(())).await;
+                if self.ended.get() {
+                    return LinkError::Lost("it is no member any more".into());
+                }
+                if restarted() {
+                    return LinkError::Lost("its process has died".into());
+                }
                 let messages: Vec<Vec<Bytes>> = self.queue.borrow_mut().drain(..).map(|m| vec![m]).collect();
                 if let Err(error) = tx.send(messages).await {
                     return error;

@@ -1,18 +1,21 @@
 //! Taking streams of other nodes: who they are is checked before anything they say is looked at.
 
-use std::rc::Rc;
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use millrace_cluster::{
-    metadata::record,
-    replica::{
-        Hello, HelloAnswer, StreamKind,
-        message::{VERSIONS, common_version},
-    },
+    metadata::{Image, record},
+    peer::{Hello, HelloAnswer, StreamKind, VERSIONS, common_version},
 };
 use millrace_net::quic::{Connection, Endpoint, FrameReceiver, FrameSender, LinkError};
 
-use super::FRAME_MAX;
+use super::{FRAME_MAX, introduce};
 use crate::{node::Node, replication::following};
+
+/// How long a stream of the quorum waits for this node to become a member.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Takes connections on this shard's port as long as the node runs.
 pub async fn run(node: Rc<Node>, endpoint: Rc<Endpoint>) {
@@ -51,6 +54,13 @@ async fn stream(
     let garbage = |what: &str| LinkError::Garbage(what.into());
     let first = rx.next().await?.ok_or_else(|| garbage("nothing"))?;
     let hello: Hello = record::decode(&first).map_err(|_| garbage("a first frame that is none of ours"))?;
+    if hello.kind == StreamKind::Quorum && node.shard == 0 {
+        // This node may be about to become a member, too.
+        let until = Instant::now() + PATIENCE;
+        while node.coordinator.borrow().is_none() && Instant::now() < until {
+            node.host_sleep(Duration::from_millis(10)).await;
+        }
+    }
     let answer = match check(node, connection, &hello) {
         Ok(version) => HelloAnswer::Welcome { version },
         Err(reason) => {
@@ -75,8 +85,21 @@ async fn stream(
             }
             Ok(())
         }
+        StreamKind::Introduce => {
+            let said = introduce::answer(node, &hello).await;
+            tx.send([vec![record::encode(&said).into()]]).await?;
+            tx.finish();
+            // It goes when it has read this.
+            let _ = rx.next().await;
+            Ok(())
+        }
         StreamKind::Replica => following::serve(node, hello.node, tx, rx).await,
     }
+}
+
+fn is_old_copy(image: &Image, hello: &Hello) -> bool {
+    let known = image.broker(hello.node).map(|b| &b.registration);
+    known.is_some_and(|r| r.directory == hello.directory && r.start > hello.start)
 }
 
 /// Why a stream is refused, if it is; else the version to speak.
@@ -112,7 +135,7 @@ fn check(node: &Rc<Node>, connection: &Connection, hello: &Hello) -> Result<u16,
         ));
     }
     if hello.kind == StreamKind::Quorum && node.coordinator.borrow().is_none() {
-        return Err("the metadata quorum's member is on the first shard".into());
+        return Err(format!("node {me} has not joined yet"));
     }
     let ours = node.cluster_id();
     if !ours.is_empty() && !hello.cluster_id.is_empty() && ours != hello.cluster_id {
@@ -121,14 +144,30 @@ fn check(node: &Rc<Node>, connection: &Connection, hello: &Hello) -> Result<u16,
             hello.cluster_id
         ));
     }
-    // The quorum remembers a voter by its folder: with an emptied one it may vote twice in a term.
-    let known = node.known_image().broker(hello.node).map(|b| b.registration.directory);
-    if hello.kind == StreamKind::Quorum && known.is_some_and(|d| d != hello.directory) {
-        return Err(format!(
-            "node {} comes with another data folder than the one the cluster knows: bring that folder back, or remove the node from \
-             the cluster and add it anew",
-            hello.node
-        ));
+    let image = node.known_image();
+    match image.member(hello.node) {
+        // It asks to come in, or this node is not in itself yet.
+        _ if hello.kind == StreamKind::Introduce || image.members().next().is_none() => {}
+        // A member is a node on its folder: with another one it has forgotten how it voted.
+        Some(member) if member.directory != hello.directory => {
+            return Err(format!(
+                "node {} has joined the cluster with another data folder since: empty this one, or give the node an id of its own",
+                hello.node
+            ));
+        }
+        Some(_) if is_old_copy(&image, hello) => {
+            return Err(format!(
+                "the data folder of node {} is an old copy: empty it and start again, what it lacks will be copied to it",
+                hello.node
+            ));
+        }
+        None if node.hears_a_leader() => {
+            return Err(format!(
+                "node {} is no member of the cluster: it was removed. With an emptied folder it can join anew",
+                hello.node
+            ));
+        }
+        _ => {}
     }
     Ok(version)
 }

@@ -9,7 +9,7 @@ use millrace_cluster::{
     replica::{Leader, message::Says},
 };
 
-use super::{Role, Slot, after, link, now_ms};
+use super::{Role, Slot, after, link, min_insync, now_ms};
 use crate::{coordinator::brokers, node::Node};
 
 /// How often followers that lag are looked for, and high watermarks told that nothing else carried.
@@ -34,18 +34,19 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
     let lag_ms = node.shared.settings.number("replica.lag.time.max.ms");
     let mut leader = Leader::new(node.shared.node_id, image.leader_epoch, log_end, high_watermark, lag_ms);
     leader.local(log_end, slot.partition.status().durable_end);
-    leader.committed(&image.replicas, &image.isr, image.partition_epoch, now_ms(node));
+    leader.committed(&image, min_insync(node, &slot, &image), now_ms(node));
     let reached = leader.high_watermark();
     slot.shards.borrow_mut().clear();
     slot.role.replace(Role::Leads(Box::new(leader)));
     drop(turn);
     node.engine.advance_high_watermark(&slot.partition, reached);
     // The metadata may have moved on while this waited.
-    if let Some(now) = node.view().image.partition(&slot.key.topic, slot.key.partition)
+    let view = node.view();
+    if let Some(now) = view.image.partition(&slot.key.topic, slot.key.partition)
         && now.leader_epoch == image.leader_epoch
         && let Role::Leads(leader) = &mut *slot.role.borrow_mut()
     {
-        leader.committed(&now.replicas, &now.isr, now.partition_epoch, now_ms(node));
+        leader.committed(now, min_insync(node, &slot, now), now_ms(node));
     }
     slot.partition.changes().wake_all();
     nudge(node, &slot);
@@ -177,12 +178,16 @@ pub async fn run(node: Rc<Node>) {
                 "the controller did not take other ISRs; it will be asked again"
             );
         }
-        // Those that were committed have come with the metadata by now.
         for slot in asking {
             let reached = match &mut *slot.role.borrow_mut() {
-                Role::Leads(leader) => {
+                // What was committed has come with the metadata by now.
+                Role::Leads(leader) if result.is_ok() => {
                     leader.wish_refused();
                     leader.high_watermark()
+                }
+                Role::Leads(leader) => {
+                    leader.wish_unanswered();
+                    continue;
                 }
                 _ => continue,
             };

@@ -10,8 +10,9 @@ use std::{
 use bytes::Bytes;
 use millrace_cluster::{
     metadata::record,
+    peer::StreamKind,
     replica::{
-        Answer, Next, Request, StreamKind,
+        Answer, Next, Request,
         message::{self, Order, Says},
     },
 };
@@ -40,7 +41,7 @@ pub(super) struct Link {
     due: RefCell<VecDeque<PartitionKey>>,
     is_due: RefCell<HashSet<PartitionKey>>,
     wake: WaitList,
-    connected: Cell<bool>,
+    restarts: Cell<u64>,
 }
 
 /// The link that carries a partition to a follower, made if it is not there.
@@ -55,7 +56,7 @@ pub(super) fn to(node: &Rc<Node>, slot: &Slot, follower: i32) -> Rc<Link> {
         due: RefCell::default(),
         is_due: RefCell::default(),
         wake: WaitList::default(),
-        connected: Cell::new(false),
+        restarts: Cell::new(0),
     });
     node.replication.links.borrow_mut().insert(to, Rc::clone(&link));
     let (node, running) = (Rc::clone(node), Rc::clone(&link));
@@ -70,6 +71,11 @@ impl Link {
             self.due.borrow_mut().push_back(key);
             self.wake.wake_all();
         }
+    }
+
+    pub(super) fn restart(&self) {
+        self.restarts.set(self.restarts.get() + 1);
+        self.wake.wake_all();
     }
 
     fn push_later(self: &Rc<Self>, node: &Rc<Node>, key: PartitionKey, pause: Duration) {
@@ -102,11 +108,9 @@ impl Link {
                     tracing::debug!(follower, shard, "connected to a follower");
                     pause = RETRY_MIN;
                     told.clear();
-                    self.connected.set(true);
                     let receiving = self.receive(node, stream.rx);
                     let error = futures_lite::future::or(self.send(node, stream.tx), receiving).await;
                     stream.connection.close("the link has ended");
-                    self.connected.set(false);
                     for slot in self.carried(node) {
                         if let Role::Leads(leader) = &mut *slot.role.borrow_mut() {
                             leader.lost(follower);
@@ -130,8 +134,14 @@ impl Link {
     }
 
     async fn send(self: &Rc<Self>, node: &Rc<Node>, mut tx: FrameSender) -> LinkError {
+        let restarts = self.restarts.get();
         loop {
-            self.wake.wait(|| (!self.due.borrow().is_empty()).then_some(())).await;
+            let restarted = || self.restarts.get() != restarts;
+            let due = || !self.due.borrow().is_empty();
+            self.wake.wait(|| (due() || restarted()).then_some(())).await;
+            if restarted() {
+                return LinkError::Lost("its process has died".into());
+            }
             let mut frames = Vec::new();
             let mut bytes = 0;
             while bytes < SEND_BYTES {

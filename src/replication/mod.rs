@@ -13,7 +13,7 @@ use std::{
 };
 
 use kafka_protocol::ResponseError;
-use millrace_cluster::{metadata::PartitionImage, replica::Leader};
+use millrace_cluster::{controller::leadership, metadata::PartitionImage, replica::Leader};
 use millrace_engine::{
     PartitionKey, PartitionMap,
     shard::Partition,
@@ -165,6 +165,10 @@ impl Slot {
                 if self.partition.status().high_watermark >= end {
                     return Some(Ok(()));
                 }
+                // The high watermark stands still then.
+                if let Some(failure) = self.too_few_in_sync(min_insync) {
+                    return Some(Err(failure));
+                }
                 let healthy = self.partition.check_healthy().map_err(Failure::from);
                 match healthy {
                     Ok(()) if self.partition.is_deleted() => Some(Err(Failure::unknown_partition())),
@@ -173,13 +177,15 @@ impl Slot {
                 }
             })
             .await?;
-        match self.in_sync() {
-            Some(in_sync) if in_sync < min_insync => Err(Failure::new(
-                ResponseError::NotEnoughReplicasAfterAppend,
-                format!("{in_sync} replicas are in sync, min.insync.replicas is {min_insync}"),
-            )),
-            _ => Ok(()),
-        }
+        self.too_few_in_sync(min_insync).map_or(Ok(()), Err)
+    }
+
+    fn too_few_in_sync(&self, min_insync: usize) -> Option<Failure> {
+        let in_sync = self.in_sync().filter(|n| *n < min_insync)?;
+        Some(Failure::new(
+            ResponseError::NotEnoughReplicasAfterAppend,
+            format!("{in_sync} replicas are in sync, min.insync.replicas is {min_insync}"),
+        ))
     }
 }
 
@@ -199,6 +205,15 @@ impl Replication {
         if let Some(slot) = self.slots.borrow_mut().remove(key) {
             slot.role.replace(Role::None);
             slot.partition.changes().wake_all();
+        }
+    }
+
+    /// Another node's process seems to have died: what is connected to it is given up, and connected anew.
+    pub fn reconnect(&self, node: i32) {
+        for ((to, _), link) in self.links.borrow().iter() {
+            if *to == node {
+                link.restart();
+            }
         }
     }
 
@@ -230,7 +245,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
         node.engine.set_replicated(partition, true);
         let mut role = slot.role.borrow_mut();
         if let (Role::Leads(leader), true) = (&mut *role, same) {
-            leader.committed(&image.replicas, &image.isr, image.partition_epoch, now_ms(node));
+            leader.committed(image, min_insync(node, &slot, image), now_ms(node));
             let high_watermark = leader.high_watermark();
             drop(role);
             node.engine.advance_high_watermark(partition, high_watermark);
@@ -249,6 +264,13 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
     }
     // Whoever waits for an acknowledgement by a leader that is none any more.
     partition.changes().wake_all();
+}
+
+/// How many replicas must be in sync for the high watermark to move.
+fn min_insync(node: &Node, slot: &Slot, image: &PartitionImage) -> usize {
+    let view = node.view();
+    let topic = view.image.topic_by_id(&slot.key.topic);
+    topic.map_or(usize::MAX, |topic| leadership::min_insync(&view.image, topic, image))
 }
 
 /// Milliseconds of a clock that does not jump.

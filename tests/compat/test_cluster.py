@@ -402,22 +402,23 @@ def test_nodes_that_do_not_belong_are_refused(make_cluster):
     cluster = make_cluster()
     cluster.create("t", 1)
     third = cluster.node(3)
+
+    # Another folder under an id that is in use, on another port.
+    kafka_port, cluster_port = free_ports(2)
+    peers = cluster.peers.replace(str(third.cluster_port), str(cluster_port))
+    double = Node(3, cluster.dir / "double", kafka_port, cluster_port, peers, third.settings, 1)
+    cluster.nodes.append(double)
+    double.launch()
+    cluster.wait("it is told so", lambda: "node.id 3 is in use" in double.log_text())
+    double.kill()
+
     third.kill()
     cluster.wait("the others go on", lambda: 3 not in cluster.partitions("t")[0].isrs)
-
-    # Another folder under a known id.
-    folder = third.folder
-    third.folder = cluster.dir / "emptied"
-    third.launch()
-    cluster.wait("it is refused", lambda: "comes with another data folder" in cluster.node(1).log_text())
-    cluster.wait("and told so", lambda: "comes with another data folder" in third.log_text())
-    third.kill()
 
     # A certificate of somebody else's.
     other = cluster.dir / "ca"
     subprocess.run([BINARY, "cluster", "init-ca", "--dir", other], check=True, capture_output=True)
     subprocess.run([BINARY, "cluster", "issue", "--dir", other, "--node-id", "3"], check=True, capture_output=True)
-    third.folder = folder
     files = {"ca": "ca.pem", "cert": "node-3.pem", "key": "node-3.key"}
     third.launch(*[a for name, file in files.items() for a in ("--set", f"cluster.tls.{name}={other / file}")])
     cluster.wait("it reaches nobody", lambda: "invalid peer certificate" in third.log_text())
@@ -426,6 +427,62 @@ def test_nodes_that_do_not_belong_are_refused(make_cluster):
     # Nothing of that changed anything, and the real one is welcome.
     third.launch().wait_ready()
     cluster.wait_in_sync("t")
+
+
+def voters(cluster):
+    """Voters and observers of the metadata quorum, as Kafka's own tool shows them."""
+    shown = run(TOOLS + "MetadataQuorumCommand", "--bootstrap-server", cluster.bootstrap, "describe", "--replication")
+    roles = [line.split() for line in shown.splitlines()[1:] if line.strip()]
+    return {role: sorted(int(r[0]) for r in roles if role in r) for role in ("Leader", "Follower", "Observer")}
+
+
+def test_emptied_disks_come_back_as_new_members_and_old_copies_are_refused(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t")
+    load = Load(cluster, "t")
+    old = cluster.dir / "old"
+    for node in cluster.nodes:
+        time.sleep(0.7)
+        node.kill()
+        if node.number == 1:
+            shutil.copytree(node.folder, old)
+        shutil.rmtree(node.folder)
+        node.launch().wait_ready()
+        cluster.wait_in_sync("t")
+        # It votes again once it has caught up.
+        cluster.wait(
+            "all vote",
+            lambda: sum(len(v) for role, v in voters(cluster).items() if role != "Observer") == 3,
+        )
+    assert load.finish() > 1_000
+
+    # The folder from before: it has forgotten nothing that it should not, but what it voted since it has.
+    first = cluster.node(1)
+    first.kill()
+    shutil.move(first.folder, cluster.dir / "new")
+    shutil.copytree(old, first.folder)
+    first.launch()
+    refused = "has joined the cluster with another data folder since"
+    cluster.wait("it is refused", lambda: refused in first.log_text() and refused in cluster.node(2).log_text())
+    first.kill()
+
+    # An old copy of the right folder.
+    shutil.rmtree(first.folder)
+    shutil.copytree(cluster.dir / "new", first.folder)
+    first.launch().wait_ready()
+    cluster.wait_in_sync("t")
+    first.kill()
+    shutil.rmtree(first.folder)
+    shutil.move(cluster.dir / "new", first.folder)
+    # It would be the same start again as far as its number goes.
+    before = len(first.log_text())
+    first.launch()
+    cluster.wait("it is refused", lambda: "is an old copy" in first.log_text()[before:])
+    assert first.process.wait(20) == 1
+    shutil.rmtree(first.folder)
+    first.launch().wait_ready()
+    cluster.wait_in_sync("t")
+    load.check()
 
 
 @pytest.mark.parametrize(

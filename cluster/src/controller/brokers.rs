@@ -1,47 +1,58 @@
-//! Brokers: registration, fencing, and who leads what because of it (KIP-631, KIP-497).
+//! Brokers: registration, fencing, and who leads what because of it (KIP-631, KIP-497, KIP-966).
 
 use uuid::Uuid;
 
-use super::ControllerError;
-use crate::metadata::{Image, MetadataRecord, PartitionImage, Registration};
+use super::{ControllerError, leadership::Change};
+use crate::metadata::{Image, MetadataRecord, PartitionImage, Registration, TopicImage};
 
 /// A broker registers.
 ///
-/// What it led it leads on, under a new epoch; partitions that have no leader and find it in their ISR are led by it. With another
-/// data folder than before it holds nothing of what it held, and is in no ISR any more.
+/// What it led it leads on, under a new epoch; partitions that have no leader and find it in sync, or eligible, are led by it.
 ///
 /// # Errors
-/// [`ControllerError::DuplicateBroker`] if another folder's broker answers to this id.
+/// [`ControllerError::DuplicateBroker`] if it is not on the folder that the cluster knows, or on an old copy of it;
+/// [`ControllerError::UnsupportedVersion`] if its build cannot act on what the cluster has agreed on.
 pub fn register(image: &Image, registration: &Registration) -> Result<Vec<MetadataRecord>, ControllerError> {
     let node = registration.node;
-    let known = image.broker(node);
-    let emptied = known.is_some_and(|b| b.registration.directory != registration.directory);
-    if emptied && image.is_active(node) {
-        return Err(ControllerError::DuplicateBroker {
+    let duplicate = |reason: String| Err(ControllerError::DuplicateBroker { reason });
+    if let Some(member) = image.member(node)
+        && member.directory != registration.directory
+    {
+        return duplicate(format!(
+            "node.id {node} has joined the cluster with another data folder since; empty this one, or give it an id of its own"
+        ));
+    }
+    if let Some(known) = image.broker(node).map(|b| &b.registration)
+        && known.directory == registration.directory
+        && (known.start > registration.start
+            || known.start == registration.start && known.incarnation != registration.incarnation)
+    {
+        return duplicate(format!(
+            "the data folder of node {node} is an old copy: the cluster remembers its start number {}, this is number {}. Empty the              folder and start again: what it lacks will be copied to it",
+            known.start, registration.start
+        ));
+    }
+    let (lowest, highest) = registration.levels;
+    if !(lowest..=highest).contains(&image.feature_level) {
+        return Err(ControllerError::UnsupportedVersion {
             reason: format!(
-                "node.id {node} is in use by a broker with another data folder; give this one an id of its own, or stop the other"
+                "the cluster is at feature level {}, this build acts on levels {lowest} to {highest}: use a release that knows it",
+                image.feature_level
             ),
         });
     }
     let mut records = vec![MetadataRecord::Broker(registration.clone())];
-    for_each_partition(image, |topic, index, partition| {
-        let mut next = partition.clone();
-        if emptied && next.isr.contains(&node) {
-            leave(&mut next, node, |n| image.is_active(n));
-            // Nobody else holds it: what it held is lost, and nobody may lead in its stead and hide that.
-            next.isr.retain(|n| *n != node);
-            if next.leader == node {
-                next.leader = -1;
-            }
-        } else if next.leader == -1 && next.isr.contains(&node) {
-            next.leader = node;
-            next.leader_epoch += 1;
-        } else {
-            return;
-        }
-        next.partition_epoch += 1;
-        records.push(record(topic, index, next));
-    });
+    // What it leads it leads on under a new epoch, and by its own settings.
+    let after = image.apply(&records);
+    change_each(
+        &after,
+        &mut records,
+        |n| after.is_active(n),
+        |change| match change.next.leader {
+            -1 => change.elect(),
+            _ => change.settle(),
+        },
+    );
     Ok(records)
 }
 
@@ -52,31 +63,53 @@ pub fn fence(image: &Image, node: i32) -> Vec<MetadataRecord> {
         return Vec::new();
     }
     let mut records = vec![MetadataRecord::Fence { node }];
-    for_each_partition(image, |topic, index, partition| {
-        if partition.leader != node && !partition.isr.contains(&node) {
-            return;
+    let may_lead = |n: i32| n != node && image.is_active(n);
+    change_each(image, &mut records, may_lead, |change| change.leave(node));
+    records
+}
+
+/// A broker has lost all that it held.
+#[must_use]
+pub fn emptied(image: &Image, node: i32) -> Vec<MetadataRecord> {
+    let mut records = Vec::new();
+    let may_lead = |n: i32| n != node && image.is_active(n);
+    change_each(image, &mut records, may_lead, |change| {
+        if change.next.isr.contains(&node) || change.next.elr.contains(&node) {
+            change.forget(node);
         }
-        let mut next = partition.clone();
-        leave(&mut next, node, |n| n != node && image.is_active(n));
-        if next == *partition {
-            return;
-        }
-        next.partition_epoch += 1;
-        records.push(record(topic, index, next));
     });
     records
 }
 
-/// Takes a node out of a partition's ISR unless it is alone in it, and hands on what it led.
-fn leave(partition: &mut PartitionImage, node: i32, active: impl Fn(i32) -> bool) {
-    if partition.isr.iter().any(|n| *n != node) {
-        partition.isr.retain(|n| *n != node);
+/// A broker that is gone for good is forgotten.
+///
+/// # Errors
+/// [`ControllerError`] if there is none, if it still takes part, or if anything still counts on it.
+pub fn unregister(image: &Image, node: i32) -> Result<Vec<MetadataRecord>, ControllerError> {
+    let refused = |reason: String| Err(ControllerError::InvalidRequest { reason });
+    if image.broker(node).is_none() && image.member(node).is_none() {
+        return Err(ControllerError::UnknownBroker { node });
     }
-    if partition.leader == node {
-        let next = (partition.replicas.iter()).find(|n| partition.isr.contains(n) && active(**n));
-        partition.leader = next.copied().unwrap_or(-1);
-        partition.leader_epoch += 1;
+    let held = (image.topics().flat_map(|t| &t.partitions))
+        .filter(|p| p.replicas.contains(&node))
+        .count();
+    if held > 0 {
+        return refused(format!(
+            "broker {node} is a replica of {held} partitions: move them away first, with `millrace cluster drain {node}`"
+        ));
     }
+    if image.is_active(node) {
+        return refused(format!("broker {node} takes part: stop it first"));
+    }
+    if image.member(node).is_some_and(|m| m.voter) {
+        return refused(format!(
+            "node {node} is a voter of the metadata quorum: `millrace cluster remove-node {node}` ends that first"
+        ));
+    }
+    Ok(vec![
+        MetadataRecord::RemoveBroker { node },
+        MetadataRecord::RemoveMember { node },
+    ])
 }
 
 /// A broker's logs of some partitions have failed: it leaves their ISRs, and others lead what it led. Where nobody else is in sync
@@ -85,17 +118,18 @@ fn leave(partition: &mut PartitionImage, node: i32, active: impl Fn(i32) -> bool
 pub fn give_up(image: &Image, node: i32, partitions: &[(Uuid, u32)]) -> Vec<MetadataRecord> {
     let mut records = Vec::new();
     for (topic, index) in partitions {
-        let Some(partition) = image.partition(topic, *index) else {
+        let Some((topic, partition)) = find(image, topic, *index) else {
             continue;
         };
         let others = (partition.isr.iter()).any(|n| *n != node && image.is_active(*n));
         if !partition.isr.contains(&node) || !others {
             continue;
         }
-        let mut next = partition.clone();
-        leave(&mut next, node, |n| n != node && image.is_active(n));
-        next.partition_epoch += 1;
-        records.push(record(*topic, *index, next));
+        let mut change = Change::new(image, topic, partition, |n| n != node && image.is_active(n));
+        change.leave(node);
+        // Its log has failed: it may lack what it would be eligible for.
+        change.next.elr.retain(|n| *n != node);
+        records.extend(record(topic, *index, partition, change.next));
     }
     records
 }
@@ -118,74 +152,133 @@ pub struct IsrChange {
 /// The changes of `leader` that hold: those of partitions that it leads under the epochs it says, to replicas that take part.
 #[must_use]
 pub fn alter_isr(image: &Image, leader: i32, changes: &[IsrChange]) -> Vec<MetadataRecord> {
-    let holds = |c: &&IsrChange| {
-        image.partition(&c.topic, c.partition).is_some_and(|p| {
-            p.leader == leader
-                && p.leader_epoch == c.leader_epoch
-                && p.partition_epoch == c.partition_epoch
-                && c.isr.contains(&leader)
-                && c.isr.iter().all(|n| p.replicas.contains(n))
-                && c.isr.iter().all(|n| p.isr.contains(n) || image.is_active(*n))
-        })
-    };
-    (changes.iter().filter(holds))
-        .filter_map(|c| {
-            let mut next = image.partition(&c.topic, c.partition)?.clone();
-            next.isr.clone_from(&c.isr);
-            next.partition_epoch += 1;
-            Some(record(c.topic, c.partition, next))
-        })
-        .collect()
+    let mut records = Vec::new();
+    for wish in changes {
+        let Some((topic, p)) = find(image, &wish.topic, wish.partition) else {
+            continue;
+        };
+        let holds = p.leader == leader
+            && p.leader_epoch == wish.leader_epoch
+            && p.partition_epoch == wish.partition_epoch
+            && wish.isr.contains(&leader)
+            && wish.isr.iter().all(|n| p.replicas.contains(n))
+            && wish.isr.iter().all(|n| p.isr.contains(n) || image.is_active(*n));
+        if holds {
+            let mut change = Change::new(image, topic, p, |n| image.is_active(n));
+            change.set_isr(wish.isr.clone());
+            change.complete_reassignment();
+            records.extend(record(topic, wish.partition, p, change.next));
+        }
+    }
+    records
 }
 
 /// Partitions whose preferred leader, the first of their replicas, is in sync and takes part but does not lead: it does.
 #[must_use]
 pub fn elect_preferred(image: &Image, wanted: impl Fn(Uuid, u32) -> bool) -> Vec<MetadataRecord> {
     let mut records = Vec::new();
-    for_each_partition(image, |topic, index, partition| {
+    for (topic, index, partition) in partitions(image) {
         let Some(preferred) = partition.replicas.first().copied() else {
-            return;
+            continue;
         };
         if partition.leader != preferred
             && partition.isr.contains(&preferred)
             && image.is_active(preferred)
-            && wanted(topic, index)
+            && wanted(topic.id, index)
         {
-            let mut next = partition.clone();
-            next.leader = preferred;
-            next.leader_epoch += 1;
-            next.partition_epoch += 1;
-            records.push(record(topic, index, next));
+            let mut change = Change::new(image, topic, partition, |n| image.is_active(n));
+            change.lead(preferred);
+            records.extend(record(topic, index, partition, change.next));
         }
-    });
+    }
     records
 }
 
-fn for_each_partition(image: &Image, mut visit: impl FnMut(Uuid, u32, &PartitionImage)) {
-    for topic in image.topics() {
-        for (index, partition) in topic.partitions.iter().enumerate() {
-            visit(topic.id, index as u32, partition);
+/// Partitions without a leader: any replica that takes part leads, whatever it lacks (KIP-460).
+#[must_use]
+pub fn elect_unclean(image: &Image, wanted: impl Fn(Uuid, u32) -> bool) -> Vec<MetadataRecord> {
+    let mut records = Vec::new();
+    for (topic, index, partition) in partitions(image) {
+        let any = partition.replicas.iter().copied().find(|n| image.is_active(*n));
+        if let Some(any) = any
+            && partition.leader == -1
+            && wanted(topic.id, index)
+        {
+            let mut change = Change::new(image, topic, partition, |n| image.is_active(n));
+            change.elect();
+            if change.next.leader == -1 {
+                change.lead(any);
+            }
+            records.extend(record(topic, index, partition, change.next));
         }
+    }
+    records
+}
+
+/// After a change of configurations: where the ISR is large enough by now, nobody else is eligible, and where any replica may
+/// lead by now, one does.
+#[must_use]
+pub fn settle(image: &Image, concerned: impl Fn(&TopicImage) -> bool) -> Vec<MetadataRecord> {
+    let mut records = Vec::new();
+    for (topic, index, partition) in partitions(image).filter(|(t, _, _)| concerned(t)) {
+        let mut change = Change::new(image, topic, partition, |n| image.is_active(n));
+        change.settle();
+        if partition.leader == -1 {
+            change.elect();
+        }
+        records.extend(record(topic, index, partition, change.next));
+    }
+    records
+}
+
+pub(super) fn find<'a>(image: &'a Image, topic: &Uuid, index: u32) -> Option<(&'a TopicImage, &'a PartitionImage)> {
+    let topic = image.topic_by_id(topic)?;
+    Some((topic, topic.partitions.get(index as usize)?))
+}
+
+fn partitions(image: &Image) -> impl Iterator<Item = (&TopicImage, u32, &PartitionImage)> {
+    (image.topics()).flat_map(|t| (t.partitions.iter().zip(0..)).map(|(p, index)| (t.as_ref(), index, p)))
+}
+
+fn change_each<A: Fn(i32) -> bool + Copy>(
+    image: &Image,
+    records: &mut Vec<MetadataRecord>,
+    may_lead: A,
+    mut make: impl FnMut(&mut Change<'_, A>),
+) {
+    for (topic, index, partition) in partitions(image) {
+        let mut change = Change::new(image, topic, partition, may_lead);
+        make(&mut change);
+        records.extend(record(topic, index, partition, change.next));
     }
 }
 
-fn record(topic: Uuid, partition: u32, image: PartitionImage) -> MetadataRecord {
-    MetadataRecord::Partition {
-        topic: topic.into_bytes(),
-        partition,
-        replicas: image.replicas,
-        isr: image.isr,
-        leader: image.leader,
-        leader_epoch: image.leader_epoch,
-        partition_epoch: image.partition_epoch,
+/// The record of a change, if it is one.
+pub(super) fn record(
+    topic: &TopicImage,
+    partition: u32,
+    before: &PartitionImage,
+    mut state: PartitionImage,
+) -> Option<MetadataRecord> {
+    if state == *before {
+        return None;
     }
+    state.partition_epoch = before.partition_epoch + 1;
+    Some(MetadataRecord::Partition {
+        topic: topic.id.into_bytes(),
+        partition,
+        state,
+    })
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::{controller::leadership::MIN_INSYNC, metadata::ConfigResource};
 
-    fn registration(node: i32, directory: u8) -> Registration {
+    pub(in super::super) const TOPIC: Uuid = Uuid::from_u128(9);
+
+    pub(in super::super) fn registration(node: i32, directory: u8) -> Registration {
         Registration {
             node,
             incarnation: [0; 16],
@@ -193,33 +286,141 @@ mod tests {
             clients: Vec::new(),
             peers: Vec::new(),
             rack: None,
+            min_insync: 1,
+            start: 1,
+            levels: (0, 1),
         }
     }
 
-    const TOPIC: Uuid = Uuid::from_u128(9);
-
     /// Three brokers, and a partition of all three that the first leads, with this ISR.
-    fn cluster(isr: &[i32]) -> Image {
-        let mut records: Vec<MetadataRecord> = (1..=3)
+    pub(in super::super) fn cluster(isr: &[i32]) -> Image {
+        cluster_of(3, isr)
+    }
+
+    /// So many brokers, and a partition of the first three.
+    pub(in super::super) fn cluster_of(brokers: i32, isr: &[i32]) -> Image {
+        let mut records: Vec<MetadataRecord> = (1..=brokers)
             .map(|n| MetadataRecord::Broker(registration(n, n as u8)))
             .collect();
         records.push(MetadataRecord::Topic {
             id: TOPIC.into_bytes(),
             name: "t".into(),
         });
-        let partition = PartitionImage {
-            replicas: vec![1, 2, 3],
-            isr: isr.to_vec(),
-            leader: 1,
-            leader_epoch: 5,
-            partition_epoch: 7,
-        };
-        records.push(record(TOPIC, 0, partition));
+        records.push(MetadataRecord::Partition {
+            topic: TOPIC.into_bytes(),
+            partition: 0,
+            state: PartitionImage {
+                isr: isr.to_vec(),
+                leader: 1,
+                leader_epoch: 5,
+                partition_epoch: 7,
+                ..PartitionImage::new(vec![1, 2, 3])
+            },
+        });
         Image::default().apply(&records)
     }
 
-    fn partition(image: &Image) -> PartitionImage {
+    fn at_least_two(image: &Image) -> Image {
+        image.apply(&[MetadataRecord::Config {
+            resource: ConfigResource::Topic("t".into()),
+            name: MIN_INSYNC.into(),
+            value: Some("2".into()),
+        }])
+    }
+
+    pub(in super::super) fn partition(image: &Image) -> PartitionImage {
         image.partition(&TOPIC, 0).expect("there").clone()
+    }
+
+    #[test]
+    fn who_left_an_isr_that_is_too_small_since_is_eligible_and_leads_if_nobody_else_can() {
+        let image = at_least_two(&cluster(&[1, 2, 3]));
+        let image = image.apply(&fence(&image, 3));
+        let p = partition(&image);
+        assert_eq!(
+            (p.isr, p.elr),
+            (vec![1, 2], vec![]),
+            "two are enough to go on without it"
+        );
+        let image = image.apply(&fence(&image, 2));
+        let p = partition(&image);
+        assert_eq!((p.isr, p.elr), (vec![1], vec![2]));
+        let image = image.apply(&register(&image, &registration(2, 2)).expect("known"));
+        let image = image.apply(&register(&image, &registration(3, 3)).expect("known"));
+        assert_eq!(partition(&image).leader, 1);
+        let alone = image.apply(&fence(&image, 1));
+        let p = partition(&alone);
+        assert_eq!(
+            (p.leader, p.isr, p.elr),
+            (2, vec![2], vec![1]),
+            "and never 3, which lacks some"
+        );
+        // Once enough are in sync again nobody else is eligible.
+        let p = partition(&alone);
+        let grown = IsrChange {
+            topic: TOPIC,
+            partition: 0,
+            leader_epoch: p.leader_epoch,
+            partition_epoch: p.partition_epoch,
+            isr: vec![2, 3],
+        };
+        let p = partition(&alone.apply(&alter_isr(&alone, 2, &[grown])));
+        assert_eq!((p.isr, p.elr), (vec![2, 3], vec![]));
+        // A smaller minimum lets the high watermark go on without those that were eligible.
+        let lower = image.apply(&[MetadataRecord::Config {
+            resource: ConfigResource::Topic("t".into()),
+            name: MIN_INSYNC.into(),
+            value: Some("1".into()),
+        }]);
+        assert!(partition(&lower.apply(&settle(&lower, |_| true))).elr.is_empty());
+    }
+
+    #[test]
+    fn an_emptied_broker_is_eligible_for_nothing() {
+        let image = at_least_two(&cluster(&[1]));
+        let image = image.apply(&fence(&image, 1));
+        assert_eq!(partition(&image).leader, -1);
+        let image = image.apply(&emptied(&image, 1));
+        let p = partition(&image);
+        assert_eq!(
+            (p.leader, p.isr, p.elr),
+            (-1, vec![], vec![]),
+            "nobody hides that its records are lost"
+        );
+        let image = image.apply(&elect_unclean(&image, |_, _| true));
+        let p = partition(&image);
+        assert_eq!((p.leader, p.isr), (2, vec![2]), "unless he is told to");
+    }
+
+    #[test]
+    fn an_old_copy_of_a_folder_is_refused_and_so_is_a_build_that_does_not_know_the_level() {
+        let image = cluster(&[1]);
+        let start = |start, incarnation| Registration {
+            start,
+            incarnation: [incarnation; 16],
+            ..registration(1, 1)
+        };
+        let image = image.apply(&register(&image, &start(4, 4)).expect("a later start"));
+        for (number, incarnation, good) in [(3, 3, false), (4, 9, false), (4, 4, true), (5, 5, true)] {
+            let done = register(&image, &start(number, incarnation));
+            assert_eq!(done.is_ok(), good, "{number} {incarnation}");
+        }
+        let image = image.apply(&[MetadataRecord::FeatureLevel { level: 2 }]);
+        assert!(matches!(
+            register(&image, &start(5, 5)),
+            Err(ControllerError::UnsupportedVersion { .. })
+        ));
+    }
+
+    #[test]
+    fn a_broker_is_forgotten_once_nothing_counts_on_it() {
+        let image = cluster_of(4, &[1]);
+        assert!(unregister(&image, 9).is_err());
+        assert!(unregister(&image, 1).is_err(), "it has replicas");
+        assert!(unregister(&image, 4).is_err(), "it takes part");
+        let image = image.apply(&fence(&image, 4));
+        let image = image.apply(&unregister(&image, 4).expect("gone"));
+        assert!(image.broker(4).is_none());
     }
 
     #[test]
@@ -255,23 +456,6 @@ mod tests {
         let image = image.apply(&register(&image, &registration(1, 1)).expect("known"));
         let p = partition(&image);
         assert_eq!((p.leader, p.leader_epoch), (1, 6));
-    }
-
-    #[test]
-    fn an_emptied_folder_is_in_no_isr_and_two_folders_do_not_share_an_id() {
-        let image = cluster(&[1]);
-        assert!(matches!(
-            register(&image, &registration(1, 77)),
-            Err(ControllerError::DuplicateBroker { .. })
-        ));
-        let image = image.apply(&fence(&image, 1));
-        let image = image.apply(&register(&image, &registration(1, 77)).expect("the other is gone"));
-        let p = partition(&image);
-        assert_eq!(
-            (p.leader, p.isr),
-            (-1, vec![]),
-            "nobody hides that its records are lost"
-        );
     }
 
     #[test]

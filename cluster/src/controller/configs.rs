@@ -1,6 +1,6 @@
 //! Configurations of topics and brokers.
 
-use super::ControllerError;
+use super::{ControllerError, brokers};
 use crate::metadata::{ConfigResource, Image, MetadataRecord};
 
 /// What is known of configuration names; the node's one registry stands behind it.
@@ -45,6 +45,20 @@ fn check_value(
         ConfigResource::Topic(_) => registry.check_topic(name, value),
         ConfigResource::Broker(_) => registry.check_broker(name, value),
     }
+}
+
+/// What follows from other settings of a topic for its partitions.
+fn with_consequences(
+    image: &Image,
+    resource: &ConfigResource,
+    mut records: Vec<MetadataRecord>,
+) -> Vec<MetadataRecord> {
+    let ConfigResource::Topic(name) = resource else {
+        return records;
+    };
+    let after = image.apply(&records);
+    records.extend(brokers::settle(&after, |topic| topic.name == *name));
+    records
 }
 
 /// Changes single entries.
@@ -101,7 +115,7 @@ pub fn alter_incrementally(
             value,
         });
     }
-    Ok(records)
+    Ok(with_consequences(image, resource, records))
 }
 
 /// Replaces all entries of a resource (the older AlterConfigs).
@@ -134,5 +148,5 @@ pub fn replace(
             value: value.clone(),
         });
     }
-    Ok(records)
+    Ok(with_consequences(image, resource, records))
 }

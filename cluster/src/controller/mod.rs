@@ -3,6 +3,10 @@
 
 pub mod brokers;
 pub mod configs;
+pub mod leadership;
+pub mod members;
+pub mod placement;
+pub mod reassign;
 pub mod topics;
 
 use thiserror::Error;
@@ -64,6 +68,33 @@ pub enum ControllerError {
     #[error("{reason}")]
     DuplicateBroker {
         /// By which.
+        reason: String,
+    },
+    /// No such broker.
+    #[error("broker {node} is not known here")]
+    UnknownBroker {
+        /// Its id.
+        node: i32,
+    },
+    /// No such voter.
+    #[error("{reason}")]
+    UnknownVoter {
+        /// What there is.
+        reason: String,
+    },
+    /// Nothing is being exchanged.
+    #[error("no reassignment of this partition is in progress")]
+    NoReassignment,
+    /// A feature level that cannot be.
+    #[error("{reason}")]
+    InvalidFeature {
+        /// Why.
+        reason: String,
+    },
+    /// A build that does not know what it would have to.
+    #[error("{reason}")]
+    UnsupportedVersion {
+        /// Which.
         reason: String,
     },
     /// A limit of the broker.

@@ -2,8 +2,12 @@
 
 use uuid::Uuid;
 
-use super::{ControllerError, PARTITIONS_MAX, configs::Registry};
-use crate::metadata::{ConfigResource, Image, MetadataRecord};
+use super::{
+    ControllerError, PARTITIONS_MAX,
+    configs::Registry,
+    placement::{Place, spread},
+};
+use crate::metadata::{ConfigResource, Image, MetadataRecord, PartitionImage};
 
 /// A topic to be created.
 #[derive(Clone, Debug)]
@@ -23,8 +27,8 @@ pub struct NewTopic {
 /// What the controller needs to know of the cluster beside the image.
 #[derive(Clone, Debug)]
 pub struct Defaults {
-    /// Brokers that can hold replicas.
-    pub brokers: Vec<i32>,
+    /// Brokers that take new replicas.
+    pub brokers: Vec<Place>,
     /// `num.partitions`.
     pub partitions: i32,
     /// `default.replication.factor`.
@@ -56,20 +60,25 @@ pub fn check_name(name: &str) -> Result<(), ControllerError> {
     })
 }
 
-fn replicas(brokers: &[i32], first: usize, factor: usize) -> Vec<i32> {
-    (0..factor).map(|i| brokers[(first + i) % brokers.len()]).collect()
-}
-
 fn partition_record(topic: Uuid, partition: u32, replicas: Vec<i32>) -> MetadataRecord {
     MetadataRecord::Partition {
         topic: topic.into_bytes(),
         partition,
-        isr: replicas.clone(),
-        leader: replicas.first().copied().unwrap_or(-1),
-        replicas,
-        leader_epoch: 0,
-        partition_epoch: 0,
+        state: PartitionImage::new(replicas),
     }
+}
+
+fn check_factor(factor: usize, brokers: &[Place]) -> Result<(), ControllerError> {
+    if factor > brokers.len() {
+        return Err(ControllerError::InvalidReplicationFactor {
+            reason: format!(
+                "Unable to replicate the partition {factor} time(s): The target replication factor of {factor} \
+                 cannot be reached because only {} broker(s) are registered.",
+                brokers.len()
+            ),
+        });
+    }
+    Ok(())
 }
 
 fn check_room(image: &Image, more: usize) -> Result<(), ControllerError> {
@@ -82,7 +91,7 @@ fn check_room(image: &Image, more: usize) -> Result<(), ControllerError> {
     Ok(())
 }
 
-fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[i32]) -> Result<(), ControllerError> {
+fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[Place]) -> Result<(), ControllerError> {
     let bad = |reason: String| Err(ControllerError::InvalidReplicaAssignment { reason });
     let mut indexes: Vec<i32> = assignments.iter().map(|(i, _)| *i).collect();
     indexes.sort_unstable();
@@ -103,7 +112,7 @@ fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[i32]
         if unique.len() != replicas.len() {
             return bad(format!("partition {index} names a broker twice"));
         }
-        if let Some(unknown) = replicas.iter().find(|b| !brokers.contains(b)) {
+        if let Some(unknown) = replicas.iter().find(|b| !brokers.iter().any(|p| p.node == **b)) {
             return bad(format!(
                 "partition {index} names broker {unknown}, which is not in the cluster"
             ));
@@ -160,21 +169,10 @@ pub fn create(
                 reason: "Replication factor must be larger than 0.".into(),
             }
         })?;
-        if factor > defaults.brokers.len() {
-            return Err(ControllerError::InvalidReplicationFactor {
-                reason: format!(
-                    "Unable to replicate the partition {factor} time(s): The target replication factor of {factor} \
-                     cannot be reached because only {} broker(s) are registered.",
-                    defaults.brokers.len()
-                ),
-            });
-        }
+        check_factor(factor, &defaults.brokers)?;
         check_room(image, count)?;
         // Each topic begins at another broker, so that small topics spread too.
-        let first = image.topic_count();
-        (0..count)
-            .map(|i| replicas(&defaults.brokers, first + i, factor))
-            .collect()
+        spread(&defaults.brokers, image.topic_count(), count, factor)
     } else {
         if topic.partitions != -1 || topic.replication_factor != -1 {
             return Err(ControllerError::InvalidRequest {
@@ -256,8 +254,9 @@ pub fn grow(
             given.to_vec()
         }
         None => {
-            let factor = topic.partitions[0].replicas.len();
-            (have..want).map(|i| replicas(&defaults.brokers, i, factor)).collect()
+            let factor = super::reassign::target(&topic.partitions[0]).len();
+            check_factor(factor, &defaults.brokers)?;
+            spread(&defaults.brokers, have, want - have, factor)
         }
     };
     Ok(new
@@ -296,7 +295,7 @@ mod tests {
 
     fn defaults() -> Defaults {
         Defaults {
-            brokers: vec![4],
+            brokers: vec![Place { node: 4, rack: None }],
             partitions: 3,
             replication_factor: 1,
         }

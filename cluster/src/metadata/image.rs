@@ -7,22 +7,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::record::{ConfigResource, MetadataRecord, Registration};
-
-/// A partition's placement and leadership.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PartitionImage {
-    /// Preferred leader first.
-    pub replicas: Vec<i32>,
-    /// In sync.
-    pub isr: Vec<i32>,
-    /// -1 for none.
-    pub leader: i32,
-    /// Number of the leadership.
-    pub leader_epoch: i32,
-    /// Number of the change.
-    pub partition_epoch: i32,
-}
+use super::record::{ConfigResource, Member, MetadataRecord, PartitionImage, Registration};
 
 /// A topic.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +36,9 @@ pub struct Image {
     pub version: u64,
     /// Kafka's cluster id; empty until the first leader of the quorum has drawn one.
     pub cluster_id: String,
+    /// What all brokers may say and write.
+    pub feature_level: u16,
+    members: Arc<BTreeMap<i32, Member>>,
     brokers: BTreeMap<i32, Arc<Broker>>,
     names: Arc<BTreeMap<String, Uuid>>,
     by_id: HashMap<Uuid, Arc<TopicImage>>,
@@ -60,6 +48,17 @@ pub struct Image {
 }
 
 impl Image {
+    /// A member of the metadata quorum.
+    #[must_use]
+    pub fn member(&self, node: i32) -> Option<&Member> {
+        self.members.get(&node)
+    }
+
+    /// Members of the metadata quorum, by node.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
     /// A broker that has registered.
     #[must_use]
     pub fn broker(&self, node: i32) -> Option<&Broker> {
@@ -155,29 +154,18 @@ impl Image {
             MetadataRecord::Partition {
                 topic,
                 partition,
-                replicas,
-                isr,
-                leader,
-                leader_epoch,
-                partition_epoch,
+                state,
             } => {
                 let Some(topic) = self.by_id.get_mut(&Uuid::from_bytes(*topic)) else {
                     return;
                 };
                 let topic = Arc::make_mut(topic);
-                let image = PartitionImage {
-                    replicas: replicas.clone(),
-                    isr: isr.clone(),
-                    leader: *leader,
-                    leader_epoch: *leader_epoch,
-                    partition_epoch: *partition_epoch,
-                };
                 let index = *partition as usize;
                 if index < topic.partitions.len() {
-                    topic.partitions[index] = image;
+                    topic.partitions[index] = state.clone();
                 } else {
                     assert_eq!(index, topic.partitions.len(), "partitions are created in order");
-                    topic.partitions.push(image);
+                    topic.partitions.push(state.clone());
                 }
             }
             MetadataRecord::RemoveTopic { id } => {
@@ -210,6 +198,17 @@ impl Image {
                     }
                 }
             }
+            MetadataRecord::RemoveBroker { node } => {
+                self.brokers.remove(node);
+                self.configs.remove(&ConfigResource::Broker(Some(*node)));
+            }
+            MetadataRecord::Member(member) => {
+                Arc::make_mut(&mut self.members).insert(member.node, member.clone());
+            }
+            MetadataRecord::RemoveMember { node } => {
+                Arc::make_mut(&mut self.members).remove(node);
+            }
+            MetadataRecord::FeatureLevel { level } => self.feature_level = self.feature_level.max(*level),
             MetadataRecord::Fence { node } => {
                 if let Some(broker) = self.brokers.get_mut(node) {
                     Arc::make_mut(broker).fenced = true;
@@ -236,7 +235,11 @@ impl Image {
             MetadataRecord::ProducerIds {
                 next: self.next_producer_id,
             },
+            MetadataRecord::FeatureLevel {
+                level: self.feature_level,
+            },
         ];
+        records.extend(self.members.values().cloned().map(MetadataRecord::Member));
         // Before the partitions: a registration changes the epochs of those that its broker leads.
         for (node, broker) in &self.brokers {
             records.push(MetadataRecord::Broker(broker.registration.clone()));
@@ -254,11 +257,7 @@ impl Image {
                 records.push(MetadataRecord::Partition {
                     topic: id,
                     partition: index as u32,
-                    replicas: p.replicas.clone(),
-                    isr: p.isr.clone(),
-                    leader: p.leader,
-                    leader_epoch: p.leader_epoch,
-                    partition_epoch: p.partition_epoch,
+                    state: p.clone(),
                 });
             }
         }
@@ -288,11 +287,7 @@ mod tests {
         records.extend((0..partitions).map(|partition| MetadataRecord::Partition {
             topic: [n; 16],
             partition,
-            replicas: vec![1],
-            isr: vec![1],
-            leader: 1,
-            leader_epoch: 0,
-            partition_epoch: 0,
+            state: PartitionImage::new(vec![1]),
         }));
         records
     }
@@ -305,6 +300,9 @@ mod tests {
             clients: Vec::new(),
             peers: Vec::new(),
             rack: None,
+            min_insync: 1,
+            start: 1,
+            levels: (1, 1),
         }
     }
 
@@ -315,6 +313,14 @@ mod tests {
         records.push(MetadataRecord::Broker(registration(2)));
         records.push(MetadataRecord::Fence { node: 2 });
         records.push(MetadataRecord::Cluster { id: "c".into() });
+        records.push(MetadataRecord::Member(Member {
+            node: 2,
+            directory: [3; 16],
+            generation: 1,
+            address: "h:1".into(),
+            voter: true,
+        }));
+        records.push(MetadataRecord::FeatureLevel { level: 1 });
         records.extend(topic(2, 1));
         records.push(MetadataRecord::Config {
             resource: ConfigResource::Topic("t1".into()),

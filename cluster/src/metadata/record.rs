@@ -43,6 +43,62 @@ pub struct Registration {
     pub peers: Vec<Address>,
     /// `broker.rack`.
     pub rack: Option<String>,
+    /// Its `min.insync.replicas`, for topics that do not say. The controller must count as this broker does when it leads.
+    pub min_insync: u32,
+    /// Number of this start of its data folder. One that is lower than the cluster remembers belongs to an old copy.
+    pub start: u64,
+    /// Smallest and largest feature level that its build can act on.
+    pub levels: (u16, u16),
+}
+
+/// A partition's placement and leadership.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
+pub struct PartitionImage {
+    /// Nodes that hold it, preferred leader first. While they are being exchanged, first those that it is to have.
+    pub replicas: Vec<i32>,
+    /// Those in sync.
+    pub isr: Vec<i32>,
+    /// Eligible leader replicas (KIP-966): not in sync any more, but since they were, the ISR has been too small for the high
+    /// watermark to move. They hold everything that was acknowledged.
+    pub elr: Vec<i32>,
+    /// Replicas that are to be taken on (KIP-455).
+    pub adding: Vec<i32>,
+    /// Replicas that go once the others are in sync.
+    pub removing: Vec<i32>,
+    /// The leader, -1 for none.
+    pub leader: i32,
+    /// The leadership's number.
+    pub leader_epoch: i32,
+    /// Grows with every change.
+    pub partition_epoch: i32,
+}
+
+impl PartitionImage {
+    /// A new partition: all in sync, the first leads.
+    #[must_use]
+    pub fn new(replicas: Vec<i32>) -> Self {
+        Self {
+            isr: replicas.clone(),
+            leader: replicas.first().copied().unwrap_or(-1),
+            replicas,
+            ..Self::default()
+        }
+    }
+}
+
+/// A node that takes part in the metadata quorum, as a voter or as one that only listens.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Its id.
+    pub node: i32,
+    /// Its data folder. With another one it has forgotten how it voted, and is another member.
+    pub directory: [u8; 16],
+    /// How many folders the node had before this one.
+    pub generation: u32,
+    /// Where the others reach its first shard, `HOST:PORT`; empty for a node that is alone.
+    pub address: String,
+    /// Whether it is to vote. A new one does so once it has caught up.
+    pub voter: bool,
 }
 
 /// One fact. Records of one change stand in one batch and are applied together.
@@ -61,16 +117,8 @@ pub enum MetadataRecord {
         topic: [u8; 16],
         /// Its index.
         partition: u32,
-        /// Nodes that hold it, preferred leader first.
-        replicas: Vec<i32>,
-        /// Those in sync.
-        isr: Vec<i32>,
-        /// The leader, -1 for none.
-        leader: i32,
-        /// Its leadership's number.
-        leader_epoch: i32,
-        /// Grows with every change.
-        partition_epoch: i32,
+        /// What is true of it now.
+        state: PartitionImage,
     },
     /// A topic and all its partitions are gone.
     RemoveTopic {
@@ -94,6 +142,23 @@ pub enum MetadataRecord {
     /// A broker was started and takes part (KIP-631). Whatever it still leads, it leads under a new epoch, because it may not
     /// remember what it appended under the old one.
     Broker(Registration),
+    /// A broker is forgotten, with its configuration.
+    RemoveBroker {
+        /// Which.
+        node: i32,
+    },
+    /// A node is a member of the metadata quorum, or is one under another folder or address.
+    Member(Member),
+    /// A node is no member any more.
+    RemoveMember {
+        /// Which.
+        node: i32,
+    },
+    /// What all brokers may say and write from now on. Only grows.
+    FeatureLevel {
+        /// The level.
+        level: u16,
+    },
     /// A broker does not answer, or is stopping, and takes no part until it registers again.
     Fence {
         /// Which.

@@ -17,9 +17,12 @@ use raft::{
 };
 use thiserror::Error;
 
-use super::storage::{self, LogStorage};
+use super::{
+    members::{self, Known, Step, node_of, raft_id},
+    storage::{self, LogStorage},
+};
 use crate::metadata::{
-    Image, MetadataRecord, Proposal, Snapshot,
+    Image, Member, MetadataRecord, Proposal, Snapshot,
     record::{self, DecodeError},
 };
 
@@ -45,6 +48,17 @@ pub enum QuorumError {
         /// What is wrong with it.
         reason: String,
     },
+    /// This member's log has lost what it had: its folder was exchanged for an old copy.
+    #[error(
+        "the data folder is an old copy: its metadata log ends at {has}, and this node had it up to {had}. Empty the folder and start again: \
+         what it lacks will be copied to it"
+    )]
+    OldCopy {
+        /// Last index.
+        has: u64,
+        /// What the leader knows that it had.
+        had: u64,
+    },
     /// An entry that this build does not know.
     #[error(
         "the metadata log holds an entry of kind {kind} at {index}, which this build does not know; use the release that wrote it"
@@ -62,8 +76,8 @@ pub enum QuorumError {
 pub struct QuorumConfig {
     /// This node.
     pub node: i32,
-    /// The voters a new cluster begins with, this node among them.
-    pub voters: Vec<i32>,
+    /// Its data folder's generation ([`Member::generation`]).
+    pub generation: u32,
     /// Time between two calls of [`Quorum::tick`], ms.
     pub tick_ms: i64,
     /// Silence of a leader after which an election begins, at the least, ms; twice that at the most.
@@ -110,6 +124,8 @@ pub struct Finished {
     pub send: Vec<Outgoing>,
     /// Proposals that were applied, in order.
     pub applied: Vec<Applied>,
+    /// The image was replaced by another member's.
+    pub restored: bool,
 }
 
 /// A step between its halves.
@@ -133,27 +149,36 @@ pub struct Quorum {
     /// Members that were sent a snapshot, and the ticks after which it counts as lost.
     snapshots_sent: BTreeMap<u64, usize>,
     snapshot_bytes: usize,
+    /// Whoever joined since can only be sent a snapshot that names it.
+    members_changed: bool,
     seed: u64,
     election_ticks: usize,
 }
 
-/// Raft ids begin at 1, node ids at 0.
-fn raft_id(node: i32) -> u64 {
-    (i64::from(node) + 1) as u64
-}
+/// Entries of the log that a new member may lack and still be made a voter.
+const CAUGHT_UP: u64 = 100;
 
-fn node_of(raft_id: u64) -> i32 {
-    (raft_id as i64 - 1) as i32
+/// The record that the metadata log of a new cluster begins with, in the folder of whoever founds it.
+#[must_use]
+pub fn found(cluster_id: &str, founders: Vec<Member>, feature_level: u16) -> Vec<u8> {
+    let voters = founders.iter().map(|m| raft_id(m.node, m.generation)).collect();
+    let mut records = vec![
+        MetadataRecord::Cluster { id: cluster_id.into() },
+        MetadataRecord::FeatureLevel { level: feature_level },
+    ];
+    records.extend(founders.into_iter().map(MetadataRecord::Member));
+    let snapshot = Snapshot { version: 1, records };
+    storage::founding(voters, record::encode(&snapshot))
 }
 
 impl Quorum {
-    /// A member as its persisted records say, or a new one.
+    /// A member as its persisted records say; without any, one that is about to be sent what the others know.
     ///
     /// # Errors
     /// Records that do not decode.
     pub fn new(config: &QuorumConfig, stored: &[impl AsRef<[u8]>]) -> Result<Self, QuorumError> {
-        let voters = config.voters.iter().map(|n| raft_id(*n)).collect();
-        let storage = LogStorage::load(voters, stored)?;
+        let id = raft_id(config.node, config.generation);
+        let storage = LogStorage::load(stored)?;
         let mut image = Image::default();
         let mut applied = 0;
         if let Some((index, data)) = storage.snapshot_data() {
@@ -162,7 +187,7 @@ impl Quorum {
         }
         let election = (config.election_ms / config.tick_ms).max(2) as usize;
         let library = Config {
-            id: raft_id(config.node),
+            id,
             election_tick: election,
             heartbeat_tick: (config.heartbeat_ms / config.tick_ms).max(1) as usize,
             applied,
@@ -183,7 +208,8 @@ impl Quorum {
             heard: BTreeMap::new(),
             snapshots_sent: BTreeMap::new(),
             snapshot_bytes: SNAPSHOT_BYTES,
-            seed: config.seed ^ raft_id(config.node).rotate_left(32),
+            seed: config.seed ^ id.rotate_left(32),
+            members_changed: false,
             election_ticks: election,
         };
         quorum.settle_election_timeout();
@@ -209,11 +235,23 @@ impl Quorum {
             .set_randomized_election_timeout(self.election_ticks + extra);
     }
 
-    /// Whether this node is the only voter: it needs no ticks then.
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> i32 {
+        self.node
+    }
+
+    /// Whether this node is the only member: it needs no ticks then.
     #[must_use]
     pub fn is_alone(&self) -> bool {
-        let voters = self.raft.raft.prs().conf().voters();
-        voters.contains(raft_id(self.node)) && voters.ids().iter().count() == 1
+        let conf = self.storage.members();
+        conf.voters == [self.raft.raft.id] && conf.learners.is_empty() && conf.voters_outgoing.is_empty()
+    }
+
+    /// Whether this member knows who takes part: one that has just joined does not.
+    #[must_use]
+    pub fn knows_members(&self) -> bool {
+        !self.storage.members().voters.is_empty()
     }
 
     /// Whether this node leads the quorum: it is the active controller.
@@ -256,7 +294,7 @@ impl Quorum {
     /// Voters and learners as node ids.
     #[must_use]
     pub fn members(&self) -> (Vec<i32>, Vec<i32>) {
-        let conf = self.raft.raft.prs().conf().to_conf_state();
+        let conf = self.storage.members();
         let nodes = |ids: &[u64]| ids.iter().map(|id| node_of(*id)).collect();
         (nodes(&conf.voters), nodes(&conf.learners))
     }
@@ -267,8 +305,17 @@ impl Quorum {
         if node == self.node {
             return Some(self.raft.raft.raft_log.last_index());
         }
-        let progress = self.raft.raft.prs().get(raft_id(node))?;
+        let id = self.id_of(node)?;
+        let progress = self.raft.raft.prs().get(id)?;
         self.is_leader().then_some(progress.matched)
+    }
+
+    /// The member that a node is, if it is one.
+    fn id_of(&self, node: i32) -> Option<u64> {
+        let conf = self.storage.members();
+        (conf.voters.iter().chain(&conf.learners))
+            .copied()
+            .find(|id| node_of(*id) == node)
     }
 
     /// When another member was last heard of, ms; `None` for never.
@@ -301,14 +348,28 @@ impl Quorum {
     pub fn receive(&mut self, from: i32, bytes: &[u8], now_ms: i64) -> Result<(), QuorumError> {
         let wrong = |reason: String| QuorumError::Message { reason };
         let message = Message::decode(bytes).map_err(|e| wrong(e.to_string()))?;
-        if message.from != raft_id(from) || message.to != raft_id(self.node) {
+        // A proposal passed on keeps the name of whoever made it.
+        let passed_on = matches!(message.get_msg_type(), MessageType::MsgPropose);
+        if node_of(message.from) != from && !passed_on || node_of(message.to) != self.node {
             return Err(wrong(format!(
                 "node {from} sends one from {} to {}",
                 message.from, message.to
             )));
         }
+        if message.to != self.raft.raft.id {
+            // Meant for what this node was before its folder was emptied.
+            return Ok(());
+        }
         if raft::raw_node::is_local_msg(message.get_msg_type()) {
             return Err(wrong(format!("node {from} sends one that never travels")));
+        }
+        let has = self.raft.raft.raft_log.last_index();
+        // A leader tells of commits only as far as it was told that this log goes; the library would panic.
+        if message.get_msg_type() == MessageType::MsgHeartbeat && message.term >= self.term() && message.commit > has {
+            return Err(QuorumError::OldCopy {
+                has,
+                had: message.commit,
+            });
         }
         self.heard.insert(from, now_ms);
         let stepped = self.raft.step(message);
@@ -334,7 +395,7 @@ impl Quorum {
     /// # Errors
     /// The library's.
     pub fn campaign(&mut self) -> Result<(), QuorumError> {
-        if self.leader().is_none() {
+        if self.leader().is_none() && self.raft.raft.promotable() {
             self.raft.campaign()?;
             self.settle_election_timeout();
         }
@@ -343,7 +404,9 @@ impl Quorum {
 
     /// Another member cannot be reached.
     pub fn unreachable(&mut self, node: i32) {
-        self.raft.report_unreachable(raft_id(node));
+        if let Some(id) = self.id_of(node) {
+            self.raft.report_unreachable(id);
+        }
     }
 
     /// Proposes records that were decided on the image of version `base`. They count once [`Finished::applied`] says so; a
@@ -366,9 +429,38 @@ impl Quorum {
         let best = (self.members().0.into_iter())
             .filter(|n| *n != self.node)
             .max_by_key(|n| (self.matched(*n), self.heard(*n)));
-        if let (true, Some(node)) = (self.is_leader(), best) {
-            self.raft.transfer_leader(raft_id(node));
+        if let (true, Some(id)) = (self.is_leader(), best.and_then(|n| self.id_of(n))) {
+            self.raft.transfer_leader(id);
         }
+    }
+
+    /// Makes the members those that the metadata names, a step at a time, while this node leads. To be called now and then.
+    ///
+    /// # Errors
+    /// The library's.
+    pub fn settle_members(&mut self) -> Result<(), QuorumError> {
+        let raft = &self.raft.raft;
+        if !self.is_leader() || raft.has_pending_conf() {
+            return Ok(());
+        }
+        let last = raft.raft_log.last_index();
+        let known = |id| {
+            let progress = raft.prs().get(id);
+            Known {
+                alive: progress.is_some_and(|p| p.recent_active),
+                caught_up: progress.is_some_and(|p| p.matched + CAUGHT_UP >= last),
+            }
+        };
+        match members::next_step(&self.image, &self.storage.members(), raft.id, known) {
+            Step::Nothing => {}
+            Step::HandOver => self.hand_over(),
+            Step::Change(change) => match self.raft.propose_conf_change(Vec::new(), change) {
+                // It does not lead any more, or cannot now: whoever leads next sees to it.
+                Ok(()) | Err(raft::Error::ProposalDropped) => {}
+                Err(error) => return Err(error.into()),
+            },
+        }
+        Ok(())
     }
 
     /// Begins a step; `None` if there is nothing to do.
@@ -417,6 +509,7 @@ impl Quorum {
         let mut finished = Finished {
             send: outgoing(step.send),
             applied: Vec::new(),
+            restored: step.snapshot.is_some(),
         };
         if let Some(snapshot) = step.snapshot {
             self.image = restore(&snapshot.data)?;
@@ -429,9 +522,11 @@ impl Quorum {
 
     /// If the log has grown long: bytes to be persisted, after which all records before them may go.
     pub fn compact(&mut self) -> Option<Vec<u8>> {
-        if self.storage.bytes() < self.snapshot_bytes || self.pending.is_some() {
+        let due = self.storage.bytes() >= self.snapshot_bytes || self.members_changed;
+        if !due || self.pending.is_some() {
             return None;
         }
+        self.members_changed = false;
         let data = record::encode(&Snapshot {
             version: self.image.version,
             records: self.image.snapshot(),
@@ -461,10 +556,12 @@ impl Quorum {
                 EntryType::EntryConfChange => {
                     let change = ConfChange::decode(&*entry.data).map_err(|_| unknown(kind, index))?;
                     self.storage.set_members(self.raft.apply_conf_change(&change)?);
+                    self.members_changed = true;
                 }
                 EntryType::EntryConfChangeV2 => {
                     let change = ConfChangeV2::decode(&*entry.data).map_err(|_| unknown(kind, index))?;
                     self.storage.set_members(self.raft.apply_conf_change(&change)?);
+                    self.members_changed = true;
                 }
             }
             self.applied = index;

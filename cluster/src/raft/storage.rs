@@ -157,6 +157,24 @@ pub(crate) fn encode(hard: Option<&HardState>, snapshot: Option<&Snapshot>, entr
     })
 }
 
+/// The record that a log begins with: an image, and the voters that agree on what comes.
+pub(crate) fn founding(voters: Vec<u64>, data: Vec<u8>) -> Vec<u8> {
+    let snapshot = StoredSnapshot {
+        index: 1,
+        term: 1,
+        members: StoredMembers {
+            voters,
+            ..StoredMembers::default()
+        },
+        data,
+    };
+    record::encode(&Stored {
+        hard: Some((1, 0, 1)),
+        snapshot: Some(snapshot),
+        entries: Vec::new(),
+    })
+}
+
 #[derive(Default)]
 struct Inner {
     hard: HardState,
@@ -184,10 +202,9 @@ impl Inner {
 pub(crate) struct LogStorage(Rc<RefCell<Inner>>);
 
 impl LogStorage {
-    /// The storage that persisted records add up to, or an empty one whose members are `voters`.
-    pub fn load(voters: Vec<u64>, stored: &[impl AsRef<[u8]>]) -> Result<Self, DecodeError> {
+    /// The storage that persisted records add up to; without any it knows of no members, and waits to be sent a snapshot.
+    pub fn load(stored: &[impl AsRef<[u8]>]) -> Result<Self, DecodeError> {
         let storage = Self::default();
-        storage.0.borrow_mut().members.voters = voters;
         for bytes in stored {
             let stored: Stored = record::decode(bytes.as_ref())?;
             if let Some(snapshot) = stored.snapshot {
@@ -207,6 +224,11 @@ impl LogStorage {
             inner.hard.commit = inner.hard.commit.clamp(first - 1, last);
         }
         Ok(storage)
+    }
+
+    /// Who takes part, as of what was applied.
+    pub fn members(&self) -> ConfState {
+        self.0.borrow().members.clone()
     }
 
     pub fn set_hard(&self, hard: HardState) {

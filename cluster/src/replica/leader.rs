@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use millrace_engine::{LeaderEpoch, Offset, log::EpochCache};
 
 use super::message::{Order, Says, Standing};
+use crate::metadata::PartitionImage;
 
 /// Bytes on their way to one follower of one partition before it has said that they are durable.
 pub const IN_FLIGHT_BYTES: usize = 4 << 20;
@@ -35,6 +36,14 @@ pub struct IsrWish {
     pub partition_epoch: i32,
     /// As it should be.
     pub isr: Vec<i32>,
+}
+
+/// An ISR that the controller was asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Asked {
+    isr: Vec<i32>,
+    /// Nobody knows whether it will be committed: it is to be asked for again.
+    unanswered: bool,
 }
 
 /// How far the talk with a follower is.
@@ -70,14 +79,16 @@ struct Follower {
 /// The leader of a partition with followers.
 ///
 /// Invariants: the high watermark never goes back; it is not beyond the durable end of any member of the *maximal* ISR: the
-/// committed one and the one that is being asked for together.
+/// committed one and the one that is being asked for together; it stands still while the committed one is smaller than
+/// `min.insync.replicas`, so that whoever left such an ISR still has everything (KIP-966).
 #[derive(Clone, Debug)]
 pub struct Leader {
     me: i32,
     epoch: LeaderEpoch,
     partition_epoch: i32,
     isr: Vec<i32>,
-    wish: Option<Vec<i32>>,
+    min_insync: usize,
+    wish: Option<Asked>,
     followers: BTreeMap<i32, Follower>,
     /// Where this leadership began: what is before it was written by others, and only a follower that has it all knows what
     /// the replicas agreed on.
@@ -97,6 +108,7 @@ impl Leader {
             epoch,
             partition_epoch: -1,
             isr: Vec::new(),
+            min_insync: usize::MAX,
             wish: None,
             followers: BTreeMap::new(),
             epoch_start: log_end,
@@ -107,14 +119,18 @@ impl Leader {
         }
     }
 
-    /// The committed metadata of this leadership: replicas and ISR.
-    pub fn committed(&mut self, replicas: &[i32], isr: &[i32], partition_epoch: i32, now_ms: i64) {
-        if partition_epoch <= self.partition_epoch {
+    /// The committed metadata of this leadership, and how many replicas must be in sync for the high watermark to move.
+    pub fn committed(&mut self, image: &PartitionImage, min_insync: usize, now_ms: i64) {
+        if image.partition_epoch < self.partition_epoch {
             return;
         }
-        self.partition_epoch = partition_epoch;
-        self.isr = isr.to_vec();
-        self.wish = None;
+        self.min_insync = min_insync;
+        if image.partition_epoch > self.partition_epoch {
+            self.wish = None;
+        }
+        self.partition_epoch = image.partition_epoch;
+        self.isr.clone_from(&image.isr);
+        let replicas = &image.replicas;
         self.followers.retain(|node, _| replicas.contains(node));
         for node in replicas.iter().filter(|n| **n != self.me) {
             self.followers.entry(*node).or_insert_with(|| Follower {
@@ -168,7 +184,10 @@ impl Leader {
     }
 
     fn update(&mut self) {
-        let members = self.isr.iter().chain(self.wish.iter().flatten());
+        if self.isr.len() < self.min_insync {
+            return;
+        }
+        let members = self.isr.iter().chain(self.wish.iter().flat_map(|w| &w.isr));
         let agreed = members
             .map(|node| match self.followers.get(node) {
                 Some(follower) => follower.durable_end,
@@ -267,6 +286,8 @@ impl Leader {
         match says {
             Says::Stands(standing) => {
                 follower.progress = agree(standing, epochs, log_start, log_end);
+                // What it said before means nothing: it may have lost its disk since.
+                follower.durable_end = -1;
                 if let Progress::Following { .. } = follower.progress {
                     follower.moved_to(standing.durable_end, log_end, now_ms);
                 }
@@ -293,8 +314,17 @@ impl Leader {
 
     /// The ISR that the controller should be asked for, if it should be another (not asked for yet).
     pub fn isr_wish(&mut self, now_ms: i64, may_join: impl Fn(i32) -> bool) -> Option<IsrWish> {
-        if self.wish.is_some() || !self.isr.contains(&self.me) {
-            return None;
+        match &mut self.wish {
+            Some(wish) if wish.unanswered => {
+                wish.unanswered = false;
+                return Some(IsrWish {
+                    partition_epoch: self.partition_epoch,
+                    isr: wish.isr.clone(),
+                });
+            }
+            Some(_) => return None,
+            None if !self.isr.contains(&self.me) => return None,
+            None => {}
         }
         let stays = |node: &i32| {
             *node == self.me
@@ -314,14 +344,25 @@ impl Leader {
         if isr == self.isr {
             return None;
         }
-        self.wish = Some(isr.clone());
+        self.wish = Some(Asked {
+            isr: isr.clone(),
+            unanswered: false,
+        });
         Some(IsrWish {
             partition_epoch: self.partition_epoch,
             isr,
         })
     }
 
-    /// The controller did not take the wish; what holds is what is committed.
+    /// Nobody knows whether the wish will be committed. It binds until that is known, and [`isr_wish`](Self::isr_wish) gives
+    /// it again.
+    pub fn wish_unanswered(&mut self) {
+        if let Some(wish) = &mut self.wish {
+            wish.unanswered = true;
+        }
+    }
+
+    /// The controller did not take the wish, and never will; what holds is what is committed, and was told.
     pub fn wish_refused(&mut self) {
         self.wish = None;
         self.update();

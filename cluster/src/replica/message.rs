@@ -16,59 +16,6 @@ use uuid::Uuid;
 
 use crate::metadata::record::{self, DecodeError};
 
-/// Versions of this protocol that this build speaks.
-pub const VERSIONS: (u16, u16) = (1, 1);
-
-/// What a stream is for.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StreamKind {
-    /// Messages of the metadata quorum, one way.
-    Quorum,
-    /// Requests of a leader, answers of a follower.
-    Replica,
-}
-
-/// The first frame of a stream: who speaks, and to whom it believes to speak.
-#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-pub struct Hello {
-    /// Smallest and largest version spoken.
-    pub versions: (u16, u16),
-    /// The stream's purpose.
-    pub kind: StreamKind,
-    /// Cluster id; empty while the cluster has none.
-    pub cluster_id: String,
-    /// The speaker.
-    pub node: i32,
-    /// Its data folder.
-    pub directory: [u8; 16],
-    /// Who is meant.
-    pub to_node: i32,
-    /// Which of its shards.
-    pub to_shard: u32,
-}
-
-/// The first frame back.
-#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-pub enum HelloAnswer {
-    /// Go on, in this version.
-    Welcome {
-        /// Spoken from here on.
-        version: u16,
-    },
-    /// No, and why, for the log of whoever asked.
-    Refused {
-        /// In words.
-        reason: String,
-    },
-}
-
-/// The version that two ranges have in common, the largest.
-#[must_use]
-pub fn common_version(a: (u16, u16), b: (u16, u16)) -> Option<u16> {
-    let version = a.1.min(b.1);
-    (version >= a.0 && version >= b.0).then_some(version)
-}
-
 /// A partition on the wire.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Key {

@@ -11,4 +11,4 @@ pub mod leader;
 pub mod message;
 
 pub use leader::{IsrWish, Leader, Next};
-pub use message::{Answer, Hello, HelloAnswer, Request, Standing, StreamKind};
+pub use message::{Answer, Request, Standing};

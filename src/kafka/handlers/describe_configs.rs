@@ -52,7 +52,7 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeConfigsRequest) -
 }
 
 fn entries(node: &Node, resource: &DescribeConfigsResource) -> Result<Vec<Effective>, Failure> {
-    let named = configs::resource(resource.resource_type, &resource.resource_name, node)?;
+    let named = configs::resource(resource.resource_type, &resource.resource_name, node, false)?;
     let view = node.view();
     match &named {
         ConfigResource::Topic(name) => {

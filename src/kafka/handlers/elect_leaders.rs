@@ -1,5 +1,5 @@
-//! ElectLeaders, versions 0 to 2: preferred leaders (KIP-183). Unclean elections (KIP-460) are refused: who is not in sync lacks
-//! what was acknowledged.
+//! ElectLeaders, versions 0 to 2: preferred leaders (KIP-183), and for partitions without a leader any replica (KIP-460), which
+//! may lack what was acknowledged.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -16,11 +16,24 @@ use millrace_cluster::{controller::brokers, metadata::Image};
 use crate::{kafka::errors::Failure, node::Node};
 
 /// Why nobody is elected for a partition, if so.
-fn check(image: &Image, topic: &str, partition: i32) -> Result<(), Failure> {
+fn check(image: &Image, topic: &str, partition: i32, unclean: bool) -> Result<(), Failure> {
     let found = image
         .topic(topic)
         .and_then(|t| t.partitions.get(usize::try_from(partition).ok()?));
     let found = found.ok_or_else(Failure::unknown_partition)?;
+    if unclean {
+        return match found.leader {
+            -1 if found.replicas.iter().any(|n| image.is_active(*n)) => Ok(()),
+            -1 => Err(Failure::new(
+                ResponseError::EligibleLeadersNotAvailable,
+                "no replica takes part in the cluster now",
+            )),
+            leader => Err(Failure::new(
+                ResponseError::ElectionNotNeeded,
+                format!("broker {leader} leads"),
+            )),
+        };
+    }
     let preferred = found.replicas.first().copied().unwrap_or(-1);
     if found.leader == preferred {
         return Err(Failure::new(
@@ -53,12 +66,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ElectLeadersRequest)
             .flat_map(|t| (0..t.partitions.len() as i32).map(|p| (t.name.clone(), p)))
             .collect(),
     };
-    let elected = if unclean {
-        Err(Failure::new(
-            ResponseError::InvalidRequest,
-            "unclean elections are not supported: they would lose what was acknowledged",
-        ))
-    } else {
+    let elected = {
         let wanted = asked.clone();
         node.router
             .call(node, 0, move |n| async move {
@@ -66,12 +74,16 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ElectLeadersRequest)
                     .controller
                     .change(&n, |image| {
                         let results: Vec<Result<(), Failure>> =
-                            wanted.iter().map(|(t, p)| check(image, t, *p)).collect();
-                        let records = brokers::elect_preferred(image, |topic, partition| {
+                            wanted.iter().map(|(t, p)| check(image, t, *p, unclean)).collect();
+                        let asked_for = |topic, partition| {
                             wanted.iter().any(|(t, p)| {
                                 *p == partition as i32 && image.topic(t).is_some_and(|found| found.id == topic)
                             })
-                        });
+                        };
+                        let records = match unclean {
+                            true => brokers::elect_unclean(image, asked_for),
+                            false => brokers::elect_preferred(image, asked_for),
+                        };
                         (records, results)
                     })
                     .await

@@ -26,7 +26,7 @@ pub async fn handle(node: &Rc<Node>, request: IncrementalAlterConfigsRequest) ->
             .with_resource_type(asked.resource_type)
             .with_resource_name(asked.resource_name.clone());
         let changed = propose(node, request.validate_only, move |n, image| {
-            let resource = resource(asked.resource_type, &asked.resource_name, n)?;
+            let resource = resource(asked.resource_type, &asked.resource_name, n, true)?;
             let mut changes = Vec::new();
             for c in &asked.configs {
                 let operation = match c.config_operation {

@@ -17,7 +17,7 @@ use kafka_protocol::{
     },
     protocol::{Encodable, StrBytes},
 };
-use millrace_cluster::{group, metadata, raft, replica};
+use millrace_cluster::{group, metadata, peer, raft, replica};
 use millrace_engine::{
     BatchError, PartitionKey,
     batch::{Batch, BatchHeader, HEADER_LEN},
@@ -303,13 +303,13 @@ fn peer(data: &[u8]) {
         assert_eq!((again.0, again.1.len()), (request, batches.len()));
     }
     let _ = metadata::record::decode::<replica::Answer>(data);
-    let _ = metadata::record::decode::<replica::Hello>(data);
-    let _ = metadata::record::decode::<replica::HelloAnswer>(data);
+    let _ = metadata::record::decode::<peer::Hello>(data);
+    let _ = metadata::record::decode::<peer::HelloAnswer>(data);
     // What a member persisted. Messages of members are not tried: Raft believes those it has let in, and its library panics at
     // lies that are well formed.
     let config = raft::QuorumConfig {
         node: 0,
-        voters: vec![0, 1, 2],
+        generation: 0,
         tick_ms: 20,
         election_ms: 200,
         heartbeat_ms: 60,
@@ -503,12 +503,14 @@ fn peer_seeds() -> Vec<Vec<u8>> {
         log_start: 2,
         order: replica::message::Order::Append,
     };
-    let hello = replica::Hello {
+    let hello = peer::Hello {
         versions: (1, 1),
-        kind: replica::StreamKind::Replica,
+        kind: peer::StreamKind::Replica,
         cluster_id: "c".into(),
         node: 1,
         directory: [7; 16],
+        start: 1,
+        address: "h:1".into(),
         to_node: 2,
         to_shard: 0,
     };

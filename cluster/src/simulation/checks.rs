@@ -1,0 +1,114 @@
+//! The producers of a world, and what must always hold.
+
+use millrace_engine::Offset;
+
+use super::{MIN_INSYNC, TOPIC, Waiting, World, node::Role};
+
+impl World {
+    /// A producer sends a record to whoever believes to lead, gone by or not.
+    pub(super) fn produce(&mut self) {
+        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        if !self.active(node) || !self.rng.chance(2) {
+            return;
+        }
+        let value = self.next_value;
+        let n = &mut self.nodes[node];
+        let Role::Leads(leader) = &n.role else { return };
+        // One that wants no more than the leader's word is taken even so.
+        let all = leader.isr().len() >= MIN_INSYNC;
+        if !all && !self.rng.chance(4) {
+            return;
+        }
+        self.next_value += 1;
+        let waiting = Waiting {
+            node,
+            epoch: n.epoch,
+            offset: n.log_end(),
+            value,
+        };
+        n.append((n.epoch, value));
+        if all {
+            self.waiting.push(waiting);
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self) -> Result<(), String> {
+        let mut still = Vec::new();
+        for w in std::mem::take(&mut self.waiting) {
+            let n = &self.nodes[w.node];
+            let in_sync = match &n.role {
+                Role::Leads(leader) if n.epoch == w.epoch => leader.isr().len(),
+                // The leadership is over: whether it was written, nobody can say.
+                _ => continue,
+            };
+            if !self.active(w.node) || n.high_watermark <= w.offset {
+                still.push(w);
+                continue;
+            }
+            if in_sync < MIN_INSYNC {
+                continue;
+            }
+            self.outcome.acknowledged += 1;
+            if let Some(other) = self.acknowledged.insert(w.offset, w.value) {
+                return Err(self.fail(format!(
+                    "offset {} was acknowledged as {other} and as {}",
+                    w.offset, w.value
+                )));
+            }
+            if let Some(leader) = self.leader() {
+                self.holds(leader, w.offset, w.value)?;
+            }
+        }
+        self.waiting = still;
+        self.trace(self.outcome.acknowledged as u64);
+        Ok(())
+    }
+
+    /// Who leads under the latest epoch, and knows it.
+    pub(super) fn leader(&self) -> Option<usize> {
+        let current = self.image.partition(&TOPIC, 0)?;
+        let leader = usize::try_from(current.leader).ok()?;
+        let n = &self.nodes[leader];
+        (matches!(n.role, Role::Leads(_)) && n.epoch == current.leader_epoch).then_some(leader)
+    }
+
+    /// Fails unless a node's log has a record that was acknowledged.
+    pub(super) fn holds(&self, node: usize, offset: Offset, value: u64) -> Result<(), String> {
+        match self.nodes[node].log.get(offset as usize) {
+            Some((_, found)) if *found == value => Ok(()),
+            _ => Err(self.fail(format!(
+                "record {value} was acknowledged at {offset} and is not in the log of leader {node}"
+            ))),
+        }
+    }
+
+    pub(super) fn check(&mut self) -> Result<(), String> {
+        for node in 0..self.nodes.len() {
+            let n = &mut self.nodes[node];
+            let Role::Leads(_) = n.role else { continue };
+            let (from, to) = (n.checked, n.high_watermark);
+            n.checked = to;
+            if to > n.log_end() {
+                return Err(self.fail(format!("node {node} has a high watermark beyond its log")));
+            }
+            for offset in from..to {
+                let value = self.nodes[node].log[offset as usize].1;
+                let known = *self.visible.entry(offset).or_insert(value);
+                if known != value {
+                    return Err(self.fail(format!(
+                        "offset {offset} was seen as {known}, node {node} shows {value}"
+                    )));
+                }
+            }
+        }
+        // All of it when a leadership begins; what is acknowledged later is looked for when it is.
+        if let Some(leader) = self.leader()
+            && self.looked_through.replace(self.nodes[leader].epoch) != Some(self.nodes[leader].epoch)
+        {
+            for (offset, value) in &self.acknowledged {
+                self.holds(leader, *offset, *value)?;
+            }
+        }
+        Ok(())
+    }
+}

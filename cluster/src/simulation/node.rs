@@ -1,0 +1,106 @@
+//! The parts of a world: chance, nodes, messages.
+
+use std::collections::VecDeque;
+
+use millrace_engine::{LeaderEpoch, Offset, log::EpochCache};
+
+use crate::{
+    metadata::PartitionImage,
+    replica::{Answer, Leader, Request, follower::Log},
+};
+
+/// xorshift64*.
+pub(super) struct Rng(pub u64);
+
+impl Rng {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+
+    pub fn chance(&mut self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
+}
+
+/// Takes in what happens.
+pub(super) type Tell = Box<dyn FnMut(String)>;
+/// A record: the epoch it was written under, and what it says.
+pub(super) type Entry = (LeaderEpoch, u64);
+
+#[derive(Default)]
+pub(super) enum Role {
+    #[default]
+    None,
+    Leads(Leader),
+    Follows(i32),
+}
+
+#[derive(Default)]
+pub(super) struct Node {
+    pub up: bool,
+    pub paused_until: i64,
+    pub log: Vec<Entry>,
+    pub epochs: EpochCache,
+    pub durable: usize,
+    pub high_watermark: Offset,
+    /// Below this its log was compared with what others showed.
+    pub checked: Offset,
+    pub epoch: LeaderEpoch,
+    pub role: Role,
+    /// Metadata that it has not taken in yet: when it comes, and what.
+    pub news: VecDeque<(i64, PartitionImage)>,
+    pub started: u64,
+    /// Its data folder's number: another one each time it is emptied.
+    pub directory: u8,
+    /// It was emptied, and has not said so yet.
+    pub emptied: bool,
+    /// Appends that are to be answered when they are durable: log end, to whom, what was asked.
+    pub appends: VecDeque<(Offset, usize, Request)>,
+}
+
+impl Node {
+    /// Loses everything in memory.
+    pub fn forget(&mut self) {
+        self.up = false;
+        self.high_watermark = 0;
+        self.role = Role::None;
+        self.epoch = -1;
+        self.news.clear();
+        self.appends.clear();
+    }
+
+    pub fn append(&mut self, entry: Entry) {
+        self.epochs.note(entry.0, self.log_end());
+        self.log.push(entry);
+    }
+
+    pub fn look(&self) -> Log<'_> {
+        Log {
+            log_start: 0,
+            log_end: self.log_end(),
+            durable_end: self.durable as Offset,
+            epochs: &self.epochs,
+        }
+    }
+
+    pub fn log_end(&self) -> Offset {
+        self.log.len() as Offset
+    }
+
+    pub fn cut(&mut self, to: Offset) {
+        self.log.truncate(to as usize);
+        self.epochs.trim_end(to);
+        self.checked = self.checked.min(to);
+        self.durable = self.durable.min(self.log.len());
+        self.high_watermark = self.high_watermark.min(to);
+    }
+}
+
+pub(super) enum Message {
+    /// With the offset of the first entry that it brings.
+    Request(Request, Option<Offset>, Vec<Entry>),
+    Answer(Answer),
+}
