@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use millrace::{
+    admin::{client::AdminError, nodes},
     config::{ConfigError, ENTRIES, Scope, Settings},
     doctor, export,
     peers::credentials::{Ca, CredentialsError, write_new},
@@ -43,7 +44,7 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         topic: Option<String>,
     },
-    /// Certificates of a cluster's nodes.
+    /// Nodes of a cluster, and their certificates.
     #[command(subcommand)]
     Cluster(Cluster),
     /// Lists every setting with its default.
@@ -67,11 +68,62 @@ enum Cluster {
         #[arg(long, value_name = "N")]
         node_id: i32,
     },
+    /// Shows who is in the cluster, what each leads and holds, and what is not as it should be.
+    Status {
+        #[command(flatten)]
+        at: At,
+    },
+    /// Makes a node that has joined (started with --peers that name nodes of the cluster) a voter of the metadata quorum.
+    AddNode {
+        /// The node's number.
+        node: i32,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Moves all replicas of a node to others while they serve, and puts no new ones there.
+    Drain {
+        /// The node's number.
+        node: i32,
+        /// Let new replicas be put there again.
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Takes a node that is drained and stopped out of the cluster for good.
+    RemoveNode {
+        /// The node's number.
+        node: i32,
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+/// Whom to ask.
+#[derive(clap::Args)]
+struct At {
+    /// A broker of the cluster; more than one, with commas, if some may be down.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
+    bootstrap: String,
+}
+
+/// Why a command about the cluster failed.
+#[derive(Debug, thiserror::Error)]
+enum ClusterError {
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
 }
 
 impl Cluster {
-    fn run(self) -> Result<(), CredentialsError> {
+    fn run(self) -> Result<(), ClusterError> {
         match self {
+            Self::Status { at } => nodes::status(&at.bootstrap)?,
+            Self::AddNode { node, at } => nodes::add(&at.bootstrap, node)?,
+            Self::Drain { node, undo: true, at } => nodes::undrain(&at.bootstrap, node)?,
+            Self::Drain { node, undo: false, at } => nodes::drain(&at.bootstrap, node)?,
+            Self::RemoveNode { node, at } => nodes::remove(&at.bootstrap, node)?,
             Self::InitCa { dir } => {
                 Ca::new()?.store(&dir)?;
                 println!(
@@ -120,7 +172,7 @@ struct Serve {
     /// Address that other nodes reach this one at, by QUIC over UDP
     #[arg(long, value_name = "HOST:PORT")]
     cluster_listen: Option<String>,
-    /// The nodes that a new cluster begins with, this one among them, for example 1@10.0.0.1:9192,2@10.0.0.2:9192
+    /// The nodes that a new cluster begins with, or of the one to be joined; this one among them, for example 1@10.0.0.1:9192,2@10.0.0.2:9192
     #[arg(long, value_name = "ID@HOST:PORT,…")]
     peers: Option<String>,
 }

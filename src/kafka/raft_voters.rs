@@ -21,7 +21,7 @@ pub async fn set(
     votes: bool,
     patience: Duration,
 ) -> Result<(), Failure> {
-    if let Some(id) = cluster_id
+    if let Some(id) = cluster_id.filter(|id| !id.is_empty())
         && *id != node.cluster_id()
     {
         return Err(Failure::new(

@@ -91,6 +91,27 @@ class Cluster:
                 node.settings = {**settings, "broker.rack": f"rack-{node.number}"}
         self.start_all()
 
+    def add_node(self):
+        """Starts a node that joins, and makes it a voter."""
+        kafka_port, cluster_port = free_ports(2)
+        number = len(self.nodes) + 1
+        peers = f"{self.peers},{number}@127.0.0.1:{cluster_port}"
+        first = self.nodes[0]
+        node = Node(number, self.dir / str(number), kafka_port, cluster_port, peers, first.settings, first.cores)
+        self.nodes.append(node)
+        node.launch().wait_ready()
+        self.command("add-node", number)
+        return node
+
+    def command(self, *arguments):
+        """Runs `millrace cluster …`."""
+        live = ",".join(f"127.0.0.1:{n.kafka_port}" for n in self.nodes if n.process.poll() is None)
+        done = subprocess.run(
+            [BINARY, "cluster", *map(str, arguments), "--bootstrap", live], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr + self.logs()
+        return done.stdout
+
     def start_all(self):
         for node in self.nodes:
             node.launch()
@@ -107,9 +128,9 @@ class Cluster:
     def admin(self):
         return AdminClient({"bootstrap.servers": self.bootstrap, "topic.metadata.refresh.interval.ms": 500})
 
-    def create(self, topic, partitions=PARTITIONS):
+    def create(self, topic, partitions=PARTITIONS, replicas=3, **config):
         admin = self.admin()
-        admin.create_topics([NewTopic(topic, partitions, 3)])[topic].result(20)
+        admin.create_topics([NewTopic(topic, partitions, replicas, config=config)])[topic].result(20)
 
     def partitions(self, topic):
         return self.admin().list_topics(topic, timeout=20).topics[topic].partitions
@@ -427,6 +448,89 @@ def test_nodes_that_do_not_belong_are_refused(make_cluster):
     # Nothing of that changed anything, and the real one is welcome.
     third.launch().wait_ready()
     cluster.wait_in_sync("t")
+
+
+def test_a_node_grows_to_three_and_the_first_leaves_under_load(make_cluster):
+    cluster = make_cluster(count=1, settings={"default.replication.factor": 1, "min.insync.replicas": 1})
+    cluster.create("t", replicas=1)
+    load = Load(cluster, "t")
+    for _ in range(3):
+        cluster.add_node()
+    # Kafka's own tool: three replicas each on the new nodes, not faster than 20 MB/s.
+    wanted = [
+        {"topic": "t", "partition": p, "replicas": [2 + p % 3, 2 + (p + 1) % 3, 2 + (p + 2) % 3]} for p in range(PARTITIONS)
+    ]
+    plan = cluster.dir / "plan.json"
+    plan.write_text(json.dumps({"version": 1, "partitions": wanted}))
+    tool = [TOOLS + "reassign.ReassignPartitionsCommand", "--bootstrap-server", cluster.bootstrap]
+    tool += ["--reassignment-json-file", str(plan)]
+    assert "Successfully started" in run(*tool, "--execute", "--throttle", "20000000")
+    moved = lambda p: sorted(p.replicas) == [2, 3, 4] and len(p.isrs) == 3
+    cluster.wait("all are moved", lambda: all(moved(p) for p in cluster.partitions("t").values()))
+    verified = run(*tool, "--verify")
+    assert verified.count("is completed") == PARTITIONS and "Clearing" in verified, verified
+
+    # The first node led everything, the quorum and the group's offsets.
+    out = cluster.command("drain", 1)
+    assert "holds nothing any more" in out, out
+    assert "listens" in next(line for line in cluster.command("status").splitlines() if line.split()[:1] == ["1"])
+    first = cluster.node(1)
+    first.signal(signal.SIGTERM)
+    assert first.process.wait(30) == 0, first.log_text()
+    assert "is forgotten" in cluster.command("remove-node", 1)
+    time.sleep(1)
+    load.cluster.nodes = cluster.nodes[1:]
+    assert load.finish() > 1_000
+    shown = cluster.command("status")
+    assert "50 with" not in shown and re.search(r" 0 without a leader", shown), shown
+
+
+def test_replicas_that_are_enough_alone_take_over_and_the_last_one_standing_too(make_cluster):
+    """KIP-966: of three replicas two go, one after the other; then the last one goes, and the second is back first."""
+    cluster = make_cluster(count=5, settings={"offsets.topic.replication.factor": 5})
+    cluster.create("t", 1)
+    replicas = cluster.partitions("t")[0].replicas
+    producer = Producer({"bootstrap.servers": cluster.bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 0})
+    acked = []
+
+    def produce(count):
+        for i in range(count):
+            number = len(acked)
+            producer.produce("t", str(number).encode(), on_delivery=lambda e, m: e or acked.append(m.value()))
+            producer.flush(10)
+
+    produce(100)
+    third, second = (cluster.node(n) for n in replicas[:0:-1])
+    third.kill()
+    cluster.wait("it is out", lambda: len(cluster.partitions("t")[0].isrs) == 2)
+    produce(100)
+    second.kill()
+    cluster.wait("it is out", lambda: len(cluster.partitions("t")[0].isrs) == 1)
+    # What the leader takes alone is not acknowledged, and nobody reads it.
+    admin = cluster.admin()
+    alone = Producer({"bootstrap.servers": cluster.bootstrap, "acks": 1, "linger.ms": 0})
+    alone.produce("t", b"alone")
+    assert alone.flush(10) == 0
+
+    def last():
+        reader = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "r"})
+        try:
+            return reader.get_watermark_offsets(TopicPartition("t", 0), timeout=10)[1]
+        finally:
+            reader.close()
+
+    assert last() == 200
+    cluster.node(replicas[0]).kill()
+    # The third lacks some of it and must not lead; the second has all.
+    third.launch().wait_ready()
+    time.sleep(1)
+    assert admin.list_topics("t", timeout=10).topics["t"].partitions[0].leader == -1
+    second.launch().wait_ready()
+    cluster.wait("it leads", lambda: cluster.partitions("t")[0].leader == replicas[1])
+    cluster.wait("the third follows", lambda: len(cluster.partitions("t")[0].isrs) == 2)
+    produce(100)
+    assert len(acked) == 300
+    assert last() == 300
 
 
 def voters(cluster):

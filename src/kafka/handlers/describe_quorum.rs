@@ -34,19 +34,18 @@ fn look(node: &Rc<Node>) -> Seen {
     let driver = &coordinator.controller.quorum;
     driver.with(|quorum| {
         let member = |id: i32| {
-            let registration = quorum.image().broker(id).map(|b| &b.registration);
+            let known = quorum.image().member(id);
+            let address = known.and_then(|m| m.address.rsplit_once(':'));
             let silence = match id == node.shared.node_id {
                 true => Some(0),
                 false => driver.silence(id).map(|s| s.as_millis() as i64),
             };
             (
                 id,
-                registration.map_or(Uuid::nil(), |r| Uuid::from_bytes(r.directory)),
+                known.map_or(Uuid::nil(), |m| Uuid::from_bytes(m.directory)),
                 quorum.matched(id).map_or(-1, |index| index as i64 + 1),
                 silence,
-                registration
-                    .and_then(|r| r.peers.first())
-                    .map(|a| (a.host.clone(), a.port)),
+                address.and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?))),
             )
         };
         let (voters, learners) = quorum.members();
