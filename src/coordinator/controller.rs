@@ -1,7 +1,13 @@
 //! Changes of the metadata: decided on the latest image, agreed on by the quorum, and handed to every shard before they are
 //! answered.
 
-use std::{cell::Cell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use millrace_cluster::{
     controller::{placement::Place, topics::Defaults},
@@ -22,12 +28,18 @@ use crate::{
 /// Setting of a broker that is to get no new replicas.
 pub const DRAINING: &str = "broker.draining";
 
+/// Between two questions for what is agreed on.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
 /// The controller's side of a node.
 pub struct ControllerDriver {
     /// The node's member of the quorum.
     pub quorum: Rc<QuorumDriver>,
     /// One change of this node at a time: two decided on one image could not both count.
     turn: Rc<Budget>,
+    /// One question for what is agreed on at a time: those that come meanwhile share the next.
+    looking: Rc<Budget>,
+    looked: Cell<Option<Instant>>,
     installed: Cell<u64>,
     /// Wakes when the shards have a new image.
     installs: WaitList,
@@ -40,6 +52,8 @@ impl ControllerDriver {
         Self {
             quorum,
             turn: Budget::new(1),
+            looking: Budget::new(1),
+            looked: Cell::new(None),
             installed: Cell::new(0),
             installs: WaitList::default(),
         }
@@ -61,6 +75,27 @@ impl ControllerDriver {
             .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
             .await;
         Ok(answer)
+    }
+
+    /// Waits until every shard of this node has all changes that were answered anywhere before this was called, or the quorum does
+    /// not say what they are in time.
+    pub async fn catch_up(&self, node: &Rc<Node>) {
+        let called = Instant::now();
+        let _turn = self.looking.acquire(1).await;
+        if self.looked.get().is_some_and(|began| began >= called) {
+            return;
+        }
+        // Clients may ask for what does not exist as often as they like.
+        if let Some(began) = self.looked.get() {
+            node.host_sleep((began + LOOK_PAUSE).saturating_duration_since(called))
+                .await;
+        }
+        self.looked.set(Some(Instant::now()));
+        if let Some(version) = self.quorum.catch_up(&node.host).await {
+            self.installs
+                .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
+                .await;
+        }
     }
 
     /// Hands every new image to the shards, as long as the node runs.

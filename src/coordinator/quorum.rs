@@ -31,6 +31,8 @@ const TICK: Duration = Duration::from_millis(20);
 const SUSPECTED_SILENCE: Duration = Duration::from_millis(100);
 /// How long a change may take before whoever asked for it is told that it cannot be made now.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node waits to hear what is agreed on before it answers by what it knows.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a proposal may be without an answer before it counts as lost and is made again.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -70,6 +72,8 @@ pub struct QuorumDriver {
     has_work: Cell<bool>,
     /// Image, leader, or the end of a proposal.
     changed: WaitList,
+    /// Answers to questions for the index that is committed.
+    indexes: RefCell<HashMap<u64, u64>>,
     /// Ends of this node's proposals.
     outcomes: RefCell<HashMap<u64, bool>>,
     next_id: Cell<u64>,
@@ -146,6 +150,7 @@ impl QuorumDriver {
             work: WaitList::default(),
             has_work: Cell::new(true),
             changed: WaitList::default(),
+            indexes: RefCell::default(),
             outcomes: RefCell::default(),
             // Unlike any that an earlier start has drawn.
             next_id: Cell::new(start << 32),
@@ -361,6 +366,28 @@ impl QuorumDriver {
         Err(MetadataError::NoQuorum)
     }
 
+    /// Waits until this member has applied all that was agreed on, anywhere, before it was called; returns the image's version then.
+    /// `None` if the quorum does not say in time.
+    pub async fn catch_up<H: Host>(&self, host: &H) -> Option<u64> {
+        if self.quorum.borrow().is_alone() {
+            return Some(self.quorum.borrow().image().version);
+        }
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        self.quorum.borrow_mut().ask_index(id);
+        self.wake();
+        let caught_up = self.changed.wait(|| {
+            let index = self.indexes.borrow().get(&id).copied()?;
+            let quorum = self.quorum.borrow();
+            (quorum.applied_index() >= index).then(|| quorum.image().version)
+        });
+        let patience = async {
+            host.sleep(CATCH_UP_TIMEOUT).await;
+            None
+        };
+        futures_lite::future::or(async { Some(caught_up.await) }, patience).await
+    }
+
     fn check(&self) -> Result<(), MetadataError> {
         match &*self.failed.borrow() {
             Some(stage) => Err(StorageError::Poisoned { stage: stage.clone() }.into()),
@@ -412,12 +439,15 @@ impl QuorumDriver {
                     self.outcomes.borrow_mut().insert(applied.id, applied.counts);
                 }
             }
+            news |= !finished.indexes.is_empty();
+            self.indexes.borrow_mut().extend(finished.indexes);
             news |= self.note_leader();
             if news {
                 self.changed.wake_all();
                 // What nobody waits for any more.
                 let next = self.next_id.get();
                 self.outcomes.borrow_mut().retain(|id, _| id + 1_000 > next);
+                self.indexes.borrow_mut().retain(|id, _| id + 1_000 > next);
             }
             let compact = self.quorum.borrow_mut().compact();
             if let Some(bytes) = compact {

@@ -1,16 +1,35 @@
 //! What several handlers ask of topics.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use kafka_protocol::{ResponseError, messages::TopicName};
 use millrace_cluster::metadata::TopicImage;
 use uuid::Uuid;
 
 use super::errors::Failure;
-use crate::node::View;
+use crate::node::{Node, View};
 
 /// Bit set of operations a client may do, where authorization is off: "not asked for".
 pub const OPERATIONS_UNKNOWN: i32 = i32::MIN;
+
+/// The metadata that a request is answered by. What it does not know another node may have agreed on a moment ago and sent the
+/// client here for: then this one catches up first.
+pub async fn view_for<'a>(node: &Rc<Node>, mut topics: impl Iterator<Item = (&'a str, Uuid)>) -> Arc<View> {
+    let view = node.view();
+    let is_known = |(name, id): (&str, Uuid)| match id.is_nil() {
+        true => view.image.topic(name).is_some(),
+        false => view.image.topic_by_id(&id).is_some(),
+    };
+    if topics.all(is_known) {
+        return view;
+    }
+    let caught_up = node.router.call(node, 0, |n| async move {
+        n.coordinator().controller.catch_up(&n).await;
+    });
+    // A node that is stopping answers by what it knows.
+    let _ = caught_up.await;
+    node.view()
+}
 
 /// A topic as a request names it.
 ///

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -302,6 +303,38 @@ def test_three_nodes_started_at_once_form_a_cluster(make_cluster):
     assert described[0][1:] == ([1, 2, 3], PARTITIONS)
     leaders = collections.Counter(p.leader for p in cluster.partitions("t").values())
     assert sorted(leaders) == [1, 2, 3], "leaders are spread"
+
+
+def test_a_topic_is_there_on_every_node_as_soon_as_its_creation_is_answered(make_cluster):
+    cluster = make_cluster()
+    connections = [socket.create_connection(("127.0.0.1", n.kafka_port)) for n in cluster.nodes]
+
+    def ask(connection, body):
+        connection.sendall(struct.pack(">i", len(body)) + body)
+        answer = connection.makefile("rb")
+        return answer.read(struct.unpack(">i", answer.read(4))[0])
+
+    def text(value):
+        return struct.pack(">h", len(value)) + value
+
+    slow = 0
+    for number in range(200):
+        name = b"t%d" % number
+        # CreateTopics 2: one partition of three replicas; Metadata 4 without creation.
+        create = struct.pack(">hhihi", 19, 2, number, -1, 1) + text(name) + struct.pack(">ihiiib", 1, 3, 0, 0, 10_000, 0)
+        known = struct.pack(">hhihi", 3, 4, number, -1, 1) + text(name) + b"\0"
+        created = ask(connections[number % 3], create)
+        assert created.endswith(text(name) + b"\0\0\0\0"), created
+        for connection in connections:
+            begun = time.monotonic()
+            found = ask(connection, known)
+            slow += time.monotonic() - begun > 0.2
+            place = found.index(text(name))
+            assert found[place - 2 : place] == b"\0\0", f"topic {number} is not known: {found}"
+    assert slow < 10
+    # What is nowhere is said to be nowhere.
+    nowhere = struct.pack(">hhihi", 3, 4, 1, -1, 1) + text(b"nowhere") + b"\0"
+    assert struct.pack(">h", 3) + text(b"nowhere") in ask(connections[1], nowhere)
 
 
 def test_a_killed_leader_is_followed_by_another_and_nothing_is_lost(make_cluster):

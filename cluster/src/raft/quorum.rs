@@ -126,11 +126,14 @@ pub struct Finished {
     pub applied: Vec<Applied>,
     /// The image was replaced by another member's.
     pub restored: bool,
+    /// Answers to [`Quorum::ask_index`]: the id, and the index up to which was committed when it was asked.
+    pub indexes: Vec<(u64, u64)>,
 }
 
 /// A step between its halves.
 struct Pending {
     number: u64,
+    indexes: Vec<(u64, u64)>,
     send: Vec<Message>,
     committed: Vec<Entry>,
     snapshot: Option<raft::eraftpb::Snapshot>,
@@ -424,6 +427,13 @@ impl Quorum {
         Ok(self.raft.propose(Vec::new(), record::encode(&proposal))?)
     }
 
+    /// Asks up to which index the log is committed now, by all that anybody was told; [`Finished::indexes`] brings the answer,
+    /// or never, when leaders change.
+    pub fn ask_index(&mut self, id: u64) {
+        let context = [self.raft.raft.id.to_le_bytes(), id.to_le_bytes()].concat();
+        self.raft.read_index(context);
+    }
+
     /// Asks another voter to lead in this one's stead.
     pub fn hand_over(&mut self) {
         let best = (self.members().0.into_iter())
@@ -489,8 +499,14 @@ impl Quorum {
         let persist = ready
             .must_sync()
             .then(|| storage::encode(ready.hs(), snapshot.as_ref(), ready.entries()));
+        let own = self.raft.raft.id.to_le_bytes();
+        let mine = |state: &raft::ReadState| {
+            let id = state.request_ctx.strip_prefix(&own)?;
+            Some((u64::from_le_bytes(id.try_into().ok()?), state.index))
+        };
         self.pending = Some(Pending {
             number: ready.number(),
+            indexes: ready.read_states().iter().filter_map(mine).collect(),
             send: ready.take_persisted_messages(),
             committed: ready.take_committed_entries(),
             snapshot,
@@ -510,6 +526,7 @@ impl Quorum {
             send: outgoing(step.send),
             applied: Vec::new(),
             restored: step.snapshot.is_some(),
+            indexes: step.indexes,
         };
         if let Some(snapshot) = step.snapshot {
             self.image = restore(&snapshot.data)?;

@@ -29,7 +29,7 @@ use crate::{
         errors::Failure,
         local::{self, Cancel, Given, Read},
         sessions::{SessionError, SessionPartition, Wanted},
-        topics::{check_epoch, find},
+        topics::{check_epoch, find, view_for},
     },
     node::{Node, View},
 };
@@ -62,6 +62,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         .min(node.shared.settings.number("fetch.max.bytes") as usize);
     let min_bytes = u64::try_from(request.min_bytes).unwrap_or(0).min(max_bytes as u64);
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
+    // Handlers look at the latest view from here on.
+    view_for(node, request.topics.iter().map(|t| (t.topic.as_str(), t.topic_id))).await;
     let changed = wanted(&request);
     let incremental = epoch > 0;
     let (session_id, mut partitions) = if incremental {

@@ -16,7 +16,7 @@ use crate::{
     kafka::{
         errors::Failure,
         local::{self, Lookup},
-        topics::{check_epoch, find},
+        topics::{check_epoch, find, view_for},
     },
     node::Node,
     router::scatter,
@@ -24,7 +24,8 @@ use crate::{
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) -> ListOffsetsResponse {
-    let view = node.view();
+    let named = request.topics.iter().map(|t| (t.name.as_str(), Uuid::nil()));
+    let view = view_for(node, named).await;
     let mut work = Vec::new();
     let mut places = Vec::new();
     let mut seen = HashSet::new();

@@ -20,7 +20,11 @@ use uuid::Uuid;
 
 use crate::{
     endpoints::Endpoints,
-    kafka::{create, errors::Failure, topics::OPERATIONS_UNKNOWN},
+    kafka::{
+        create,
+        errors::Failure,
+        topics::{OPERATIONS_UNKNOWN, view_for},
+    },
     node::{Node, OFFSETS_TOPIC, View},
 };
 
@@ -33,8 +37,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
     };
     let may_create =
         (version < 4 || request.allow_auto_topic_creation) && node.shared.settings.flag("auto.create.topics.enable");
-    let mut view = node.view();
     let wanted = request.topics.unwrap_or_default();
+    let named = wanted
+        .iter()
+        .map(|t| (t.name.as_ref().map_or("", |n| n.as_str()), t.topic_id));
+    let mut view = view_for(node, named).await;
     let mut refused = Vec::new();
     if may_create && !all {
         let missing: Vec<String> = wanted

@@ -27,7 +27,7 @@ use crate::{
     kafka::{
         errors::Failure,
         local::{self, Append, Wait},
-        topics::find,
+        topics::{find, view_for},
     },
     node::{Node, OFFSETS_TOPIC, View, topic_setting},
     router::scatter,
@@ -87,7 +87,8 @@ struct Asked {
 
 /// Handles a request that came in a frame of `frame_len` bytes.
 pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: ProduceRequest) -> Outcome {
-    let view = node.view();
+    let named = request.topic_data.iter().map(|t| (t.name.as_str(), t.topic_id));
+    let view = view_for(node, named).await;
     let now = node.now_ms();
     let acks = request.acks;
     let asked = Asked { acks, now, frame_len };
