@@ -118,7 +118,7 @@ pub fn answered(node: &Rc<Node>, slot: &Rc<Slot>, from: i32, round: u32, says: S
 }
 
 impl Slot {
-    fn is_in_isr(&self, node: i32) -> bool {
+    pub(super) fn is_in_isr(&self, node: i32) -> bool {
         matches!(&*self.role.borrow(), Role::Leads(leader) if leader.isr().contains(&node))
     }
 }

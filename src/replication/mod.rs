@@ -1,9 +1,10 @@
 //! Replication on one shard: the role of each of its partitions, [`leading`] sends to followers, [`following`] takes what
-//! leaders send. The decisions are in `millrace_cluster::replica`; here they are carried out.
+//! leaders send, [`link`] is the way there. The decisions are in `millrace_cluster::replica`; here they are carried out.
 
 pub mod following;
 pub mod leading;
 mod link;
+mod throttle;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,7 +21,10 @@ use millrace_engine::{
     sync::{Budget, WaitList},
 };
 
-use self::link::Link;
+use self::{
+    link::{Destination, Link},
+    throttle::Throttle,
+};
 use crate::{kafka::errors::Failure, node::Node};
 
 /// What a partition's copy here is.
@@ -56,7 +60,8 @@ pub struct Slot {
 #[derive(Default)]
 pub struct Replication {
     slots: RefCell<PartitionMap<Rc<Slot>>>,
-    links: RefCell<HashMap<(i32, u32), Rc<Link>>>,
+    links: RefCell<HashMap<Destination, Rc<Link>>>,
+    throttle: Throttle,
     /// Some ISR may have to change.
     isr_news: WaitList,
     isr_wanted: Cell<bool>,
@@ -210,7 +215,7 @@ impl Replication {
 
     /// Another node's process seems to have died: what is connected to it is given up, and connected anew.
     pub fn reconnect(&self, node: i32) {
-        for ((to, _), link) in self.links.borrow().iter() {
+        for ((to, _, _), link) in self.links.borrow().iter() {
             if *to == node {
                 link.restart();
             }

@@ -17,7 +17,7 @@ import time
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 from conftest import BINARY, ROOT, clean_environment
 from test_java_tools import LIB, TOOLS, run
 
@@ -481,6 +481,36 @@ def test_nodes_that_do_not_belong_are_refused(make_cluster):
     # Nothing of that changed anything, and the real one is welcome.
     third.launch().wait_ready()
     cluster.wait_in_sync("t")
+
+
+def test_a_follower_catches_up_no_faster_than_it_may_while_others_are_served(make_cluster):
+    cluster = make_cluster()
+    cluster.create("bulk", 1)
+    cluster.create("t")
+    producer = Producer({"bootstrap.servers": cluster.bootstrap, "linger.ms": 20, "batch.size": 200_000})
+    payload = os.urandom(10_000)
+    for _ in range(1_600):
+        producer.produce("bulk", payload)
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    partition = cluster.partitions("bulk")[0]
+    lagging = cluster.node(next(n for n in partition.replicas if n != partition.leader))
+    admin = cluster.admin()
+    for node in cluster.nodes:
+        rate = ConfigEntry("leader.replication.throttled.rate", "4000000", incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource("BROKER", str(node.number), incremental_configs=[rate])
+        admin.incremental_alter_configs([resource])[resource].result(10)
+    lagging.kill()
+    shutil.rmtree(lagging.folder)
+    begun = time.monotonic()
+    lagging.launch().wait_ready()
+    load = Load(cluster, "t")
+    cluster.wait_in_sync("bulk")
+    took = time.monotonic() - begun
+    # 16 MB at 4 MB/s, less what goes at once; a debug build takes well under a second without a bound.
+    assert took > 3, f"{took:.1f} s"
+    assert load.finish() > 500
+    assert load.longest_gap < 2, f"no acknowledgement for {load.longest_gap:.1f} s"
 
 
 def test_a_node_grows_to_three_and_the_first_leaves_under_load(make_cluster):
