@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_cluster::metadata::{ConfigResource, Image, TopicImage};
+use millrace_cluster::metadata::{ConfigResource, Image, PartitionImage, TopicImage};
 use millrace_engine::{
     PartitionKey, PartitionMap, StorageError,
     disk::glommio::GlommioHost,
@@ -304,21 +304,45 @@ impl Node {
                 if !mine(&key) {
                     continue;
                 }
-                match self.engine.partition(&key) {
+                let known = self.engine.partition(&key);
+                // What this folder held of it before is gone, but for records of it in the journal.
+                let returns = known.is_none() && !recovered.contains_key(&key) && image.partition_epoch > 0;
+                match known {
                     Some(partition) => partition.set_config(config),
-                    None => {
-                        let mut state = recovered.remove(&key).unwrap_or_else(|| LogState::new(key));
-                        if image.replicas.len() > 1 {
-                            state.forget_high_watermark();
-                        }
-                        self.engine.add_partition(state, config);
-                    }
+                    None => self.add_partition(recovered.remove(&key), key, image, config),
                 }
                 if let Some(partition) = self.engine.partition(&key) {
-                    replication::assign(self, &partition, image);
+                    replication::assign(self, &partition, image, returns);
                 }
             }
         }
+    }
+
+    fn add_partition(&self, recovered: Option<LogState>, key: PartitionKey, image: &PartitionImage, config: LogConfig) {
+        let mut state = recovered.unwrap_or_else(|| LogState::new(key));
+        if image.replicas.len() > 1 {
+            state.forget_high_watermark();
+        }
+        self.engine.add_partition(state, config);
+    }
+
+    /// Begins a copy anew that has failed, as if it had never been here; its leader sends it all that it lacks.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn begin_anew(self: &Rc<Self>, key: PartitionKey) -> Result<(), StorageError> {
+        let view = self.view();
+        let Some((topic, image)) = (view.image.topic_by_id(&key.topic))
+            .and_then(|t| Some((t, t.partitions.get(key.partition as usize)?)))
+        else {
+            return Ok(());
+        };
+        self.forget(&key)?;
+        self.add_partition(None, key, image, log_config(&self.shared.settings, &view.image, topic));
+        if let Some(partition) = self.engine.partition(&key) {
+            replication::assign(self, &partition, image, true);
+        }
+        Ok(())
     }
 
     /// Finds a partition of a topic that this node leads, or holds a copy of.

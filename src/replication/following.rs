@@ -1,6 +1,11 @@
 //! What a follower does with a leader's requests: each is answered, an append when it is durable.
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use millrace_cluster::{
@@ -16,6 +21,9 @@ use millrace_net::quic::{FrameReceiver, FrameSender, LinkError};
 
 use super::{Role, Slot};
 use crate::node::Node;
+
+/// A copy that fails again so soon is left alone: the disk is likely to be the reason.
+const ANEW_PAUSE: Duration = Duration::from_secs(600);
 
 /// Answers on their way to a leader.
 #[derive(Default)]
@@ -86,6 +94,11 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     let partition = &slot.partition;
     // A log that takes nothing more, or is damaged, is no copy to count on.
     if partition.check_healthy().is_err() {
+        let says = if mend(node, &slot, from) { Says::NotYet } else { Says::Failed };
+        return outbox.push(&request, says);
+    }
+    if let Err(error) = slot.settle_return(node).await {
+        tracing::error!(partition = %key, %error, "a copy cannot begin");
         return outbox.push(&request, Says::Failed);
     }
     let follows = match &*slot.role.borrow() {
@@ -125,6 +138,31 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
         Err(error) => {
             tracing::error!(partition = %key, error, leader = from, "a follower cannot do what its leader asks");
             outbox.push(&request, Says::Failed);
+        }
+    }
+}
+
+/// Begins a failed copy anew, if nobody counts on it and another one leads; whether it did.
+fn mend(node: &Rc<Node>, slot: &Rc<Slot>, leader: i32) -> bool {
+    let key = slot.key;
+    let view = node.view();
+    let Some(image) = view.image.partition(&key.topic, key.partition) else {
+        return false;
+    };
+    let me = node.shared.node_id;
+    let spare = image.leader == leader && !image.isr.contains(&me) && !image.elr.contains(&me);
+    let lately = |at: &Instant| at.elapsed() < ANEW_PAUSE;
+    let begun = &node.replication.begun_anew;
+    if !spare || node.engine.poisoned().is_some() || begun.borrow().get(&key).is_some_and(lately) {
+        return false;
+    }
+    begun.borrow_mut().insert(key, Instant::now());
+    tracing::warn!(partition = %key, leader, "a copy has failed and begins anew: its leader has all of it");
+    match node.begin_anew(key) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(partition = %key, %error, "a failed copy cannot begin anew");
+            false
         }
     }
 }

@@ -25,6 +25,10 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
     if slot.epoch.get() != image.leader_epoch || node.is_stopping() {
         return;
     }
+    if let Err(error) = slot.settle_return(node).await {
+        tracing::error!(partition = %slot.key, %error, "a leadership cannot begin");
+        return;
+    }
     // What was appended as a follower is held as firmly as what will be appended now.
     let log_end = slot.partition.status().log_end;
     if slot.partition.wait_durable(log_end).await.is_err() || slot.epoch.get() != image.leader_epoch {

@@ -16,7 +16,7 @@ use std::{
 use kafka_protocol::ResponseError;
 use millrace_cluster::{controller::leadership, metadata::PartitionImage, replica::Leader};
 use millrace_engine::{
-    PartitionKey, PartitionMap,
+    PartitionKey, PartitionMap, StorageError,
     shard::Partition,
     sync::{Budget, WaitList},
 };
@@ -52,6 +52,8 @@ pub struct Slot {
     role: RefCell<Role>,
     /// Whoever changes a follower's log, or makes it a leader's, holds this.
     turn: Rc<Budget>,
+    /// The journal may still hold records of what this folder had of it before: they are cut off before anything else.
+    returns: Cell<bool>,
     /// On which of their shards followers have it, as far as they said.
     shards: RefCell<HashMap<i32, u32>>,
 }
@@ -62,6 +64,8 @@ pub struct Replication {
     slots: RefCell<PartitionMap<Rc<Slot>>>,
     links: RefCell<HashMap<Destination, Rc<Link>>>,
     throttle: Throttle,
+    /// Copies that were begun anew, and when.
+    begun_anew: RefCell<PartitionMap<Instant>>,
     /// Some ISR may have to change.
     isr_news: WaitList,
     isr_wanted: Cell<bool>,
@@ -119,6 +123,15 @@ impl Slot {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Cuts off what an earlier copy may have left in the journal. To be called by whoever has the turn.
+    async fn settle_return(&self, node: &Node) -> Result<(), StorageError> {
+        if self.returns.get() {
+            node.engine.restart_at(&self.partition, 0).await?;
+            self.returns.set(false);
+        }
+        Ok(())
     }
 
     /// Waits until the end of the log is known under a leadership of this copy.
@@ -228,8 +241,8 @@ impl Replication {
     }
 }
 
-/// Takes in what the metadata says of a partition of this shard.
-pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage) {
+/// Takes in what the metadata says of a partition of this shard; `returns` says that the folder may have held it before.
+pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage, returns: bool) {
     let replication = &node.replication;
     let slot = Rc::clone(replication.slots.borrow_mut().entry(partition.key).or_insert_with(|| {
         Rc::new(Slot {
@@ -238,6 +251,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             epoch: Cell::new(-1),
             role: RefCell::new(Role::None),
             turn: Budget::new(1),
+            returns: Cell::new(returns),
             shards: RefCell::default(),
         })
     }));

@@ -303,8 +303,15 @@ impl Leader {
                 }
                 follower.moved_to(end, log_end, now_ms);
             }
-            Says::NotYet | Says::Stale | Says::Elsewhere { .. } | Says::Failed => {
+            Says::NotYet | Says::Stale | Says::Elsewhere { .. } => {
                 follower.progress = Progress::Due(Order::Probe);
+                return false;
+            }
+            Says::Failed => {
+                // Nobody should count on it any longer.
+                follower.progress = Progress::Due(Order::Probe);
+                follower.durable_end = -1;
+                follower.caught_up_ms = now_ms - self.lag_ms - 1;
                 return false;
             }
         }
