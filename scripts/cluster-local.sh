@@ -5,6 +5,7 @@
 #   scripts/cluster-local.sh kill N | start N | stop N          SIGKILL, start again, SIGTERM
 #   scripts/cluster-local.sh pause N | resume N                 SIGSTOP, SIGCONT
 #   scripts/cluster-local.sh cut A B | oneway A B | heal        (with --netns) no packets between A and B; none from A to B; all again
+#   scripts/cluster-local.sh slow N KBIT       (with --netns) no more than so many kbit/s to and from N; heal ends it
 #   scripts/cluster-local.sh down [--keep]     stops all; removes their data unless told to keep it
 # With --netns every node has a network namespace of its own (needs root, iproute2, nftables); else all are on loopback.
 # CLUSTER_BIN names the binary (default: a release build of this checkout), CLUSTER_DIR the folder of the nodes,
@@ -94,6 +95,21 @@ drop() { # FROM TO: TO hears nothing from FROM
   ip netns exec "$(ns "$2")" nft add rule ip cut input ip saddr "$NET.$1" drop
 }
 
+slow() { # N KBIT
+  local shape=(tbf rate "$2kbit" burst 8kb latency 400ms)
+  tc -n "$(ns "$1")" qdisc replace dev eth0 root "${shape[@]}"
+  tc qdisc replace dev "mrv$1" root "${shape[@]}"
+}
+
+heal() {
+  local n
+  for n in $(nodes); do
+    ip netns exec "$(ns "$n")" nft flush chain ip cut input
+    tc -n "$(ns "$n")" qdisc del dev eth0 root 2>/dev/null || true
+    tc qdisc del dev "mrv$n" root 2>/dev/null || true
+  done
+}
+
 command="${1:-help}"; shift || true
 case "$command" in
 up)
@@ -125,7 +141,8 @@ resume) known "${1:-}"; kill -CONT "$(pid_of "$1")" ;;
 start) known "${1:-}"; DIR=$(cd "$DIR" && pwd); start_node "$1"; wait_ready "$1" ;;
 cut) known "${1:-}"; known "${2:-}"; in_netns || fail "cut needs a cluster made with --netns"; drop "$1" "$2"; drop "$2" "$1" ;;
 oneway) known "${1:-}"; known "${2:-}"; in_netns || fail "oneway needs a cluster made with --netns"; drop "$1" "$2" ;;
-heal) in_netns || fail "heal needs a cluster made with --netns"; for n in $(nodes); do ip netns exec "$(ns "$n")" nft flush chain ip cut input; done ;;
+slow) known "${1:-}"; in_netns || fail "slow needs a cluster made with --netns"; slow "$1" "${2:?say how many kbit/s}" ;;
+heal) in_netns || fail "heal needs a cluster made with --netns"; heal ;;
 down)
   for n in $(nodes); do if runs "$n"; then kill -CONT "$(pid_of "$n")"; kill "$(pid_of "$n")"; fi; done
   for n in $(nodes); do
@@ -135,5 +152,5 @@ down)
   if in_netns; then remove_netns; fi
   if [ "${1:-}" != --keep ]; then rm -rf "$DIR"; fi
   ;;
-*) sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//'; [ "$command" = help ] || exit 1 ;;
+*) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//'; [ "$command" = help ] || exit 1 ;;
 esac

@@ -28,6 +28,7 @@ rust() {
 tools() {
   need_package kcat /usr/bin/kcat
   need_package dict-gcide /usr/share/dictd/gcide.dict.dz
+  need_package faketime /usr/bin/faketime
   if ! cmp -s tests/compat/requirements.txt "$WORK/requirements.txt"; then
     python3 -m venv "$WORK/venv"
     "$WORK/venv/bin/pip" install -q --disable-pip-version-check -r tests/compat/requirements.txt

@@ -112,6 +112,8 @@ pub struct Node {
     pub suspects: RefCell<BTreeSet<i32>>,
     /// Number of this start of the data folder.
     pub start: u64,
+    /// When this shard began, ms since the epoch.
+    started_ms: i64,
     /// When this shard began; a clock that does not jump.
     pub started: Instant,
     /// Controller and group coordinator, on shard 0.
@@ -162,6 +164,7 @@ impl Node {
         start: u64,
     ) -> Rc<Self> {
         let slots = shared.settings.number("max.incremental.fetch.session.cache.slots") as usize;
+        let started_ms = host.now_ms();
         let contacts = shared.members.addresses.clone();
         let sessions = Sessions::new(slots.div_ceil(router.shards()));
         Rc::new(Self {
@@ -180,6 +183,7 @@ impl Node {
             arriving: Cell::new(false),
             suspects: RefCell::default(),
             start,
+            started_ms,
             started: Instant::now(),
             coordinator: RefCell::default(),
             stop: WaitList::default(),
@@ -204,6 +208,13 @@ impl Node {
     #[must_use]
     pub fn now_ms(&self) -> i64 {
         self.host.now_ms()
+    }
+
+    /// Time since the epoch in ms as of the start, and from then on by a clock that does not jump: for sessions and whatever
+    /// else must not end because somebody set the clock.
+    #[must_use]
+    pub fn steady_ms(&self) -> i64 {
+        self.started_ms + self.started.elapsed().as_millis() as i64
     }
 
     /// Waits.
@@ -332,8 +343,8 @@ impl Node {
     /// What the disk says.
     pub fn begin_anew(self: &Rc<Self>, key: PartitionKey) -> Result<(), StorageError> {
         let view = self.view();
-        let Some((topic, image)) = (view.image.topic_by_id(&key.topic))
-            .and_then(|t| Some((t, t.partitions.get(key.partition as usize)?)))
+        let Some((topic, image)) =
+            (view.image.topic_by_id(&key.topic)).and_then(|t| Some((t, t.partitions.get(key.partition as usize)?)))
         else {
             return Ok(());
         };

@@ -182,7 +182,7 @@ impl GroupsDriver {
         let gone = || Failure::from(GroupError::NotCoordinator);
         let slot = node.replication.slot(&key).ok_or_else(gone)?;
         slot.wait_end_known(epoch).await?;
-        let now = node.now_ms();
+        let now = node.steady_ms();
         let start = slot.partition.status().log_start;
         node.engine
             .visit(key, start, |batch| {
@@ -228,10 +228,10 @@ impl GroupsDriver {
 
     /// Lets time pass for the groups; runs as long as the node. One timer for all groups.
     pub async fn run_clock(&self, node: &Rc<Node>) {
-        let mut next_expiry = node.now_ms() + 60_000;
+        let mut next_expiry = node.steady_ms() + 60_000;
         loop {
             let seen = self.clock_generation.get();
-            let now = node.now_ms();
+            let now = node.steady_ms();
             if now >= next_expiry {
                 let _all = self.appends.acquire(APPENDS).await;
                 self.state.borrow_mut().expire_offsets(now);
@@ -240,7 +240,7 @@ impl GroupsDriver {
             self.state.borrow_mut().tick(now);
             self.drain(node).await;
             let due = self.state.borrow().next_deadline().unwrap_or(i64::MAX).min(next_expiry);
-            let wait = Duration::from_millis((due - node.now_ms()).clamp(1, 60_000) as u64);
+            let wait = Duration::from_millis((due - node.steady_ms()).clamp(1, 60_000) as u64);
             futures_lite::future::or(
                 self.clock_changed
                     .wait(|| (self.clock_generation.get() != seen).then_some(())),
@@ -267,7 +267,7 @@ impl GroupsDriver {
                         .map(|(key, value)| NewRecord {
                             key: Some(key),
                             value,
-                            timestamp: node.now_ms(),
+                            timestamp: node.steady_ms(),
                         })
                         .collect::<Vec<_>>();
                     if let Err(failure) = self.append(node, &group, &records).await {
@@ -351,7 +351,7 @@ impl GroupsDriver {
         let ready = self.ready(node, &join.group, !join.group.is_empty()).await;
         ready.map_err(|e| (e, join.member_id.clone()))?;
         let reply = self.reply();
-        self.state.borrow_mut().join(reply, join, node.now_ms());
+        self.state.borrow_mut().join(reply, join, node.steady_ms());
         self.after_change(node).await;
         let answer = self.answered.wait(|| self.answers.borrow_mut().remove(&reply)).await;
         match answer {
@@ -376,7 +376,7 @@ impl GroupsDriver {
         let reply = self.reply();
         self.state
             .borrow_mut()
-            .sync(reply, group, caller, protocol, assignments, node.now_ms());
+            .sync(reply, group, caller, protocol, assignments, node.steady_ms());
         self.after_change(node).await;
         let answer = self.answered.wait(|| self.answers.borrow_mut().remove(&reply)).await;
         match answer {
@@ -401,7 +401,7 @@ impl GroupsDriver {
         act: impl FnOnce(&mut Coordinator, i64) -> Result<T, GroupError>,
     ) -> Result<T, GroupError> {
         self.ready(node, group, false).await?;
-        let result = act(&mut self.state.borrow_mut(), node.now_ms());
+        let result = act(&mut self.state.borrow_mut(), node.steady_ms());
         self.after_change(node).await;
         result
     }
@@ -432,7 +432,7 @@ impl GroupsDriver {
         let (key, epoch) = self.partition_for(node, group).await?;
         let one = self.appends.acquire(1).await;
         self.append_to(node, key, epoch, &records).await?;
-        let now = node.now_ms();
+        let now = node.steady_ms();
         {
             let mut state = self.state.borrow_mut();
             for (topic, partition, committed) in offsets {
@@ -536,7 +536,7 @@ impl GroupsDriver {
         // Not again until this one is done.
         self.snapshot_at.borrow_mut().insert(key.partition, u64::MAX);
         let partitions = node.view().image.topic(OFFSETS_TOPIC).map_or(1, |t| t.partitions.len());
-        let now = node.now_ms();
+        let now = node.steady_ms();
         let state: Vec<NewRecord> = self
             .state
             .borrow()

@@ -94,7 +94,11 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     let partition = &slot.partition;
     // A log that takes nothing more, or is damaged, is no copy to count on.
     if partition.check_healthy().is_err() {
-        let says = if mend(node, &slot, from) { Says::NotYet } else { Says::Failed };
+        let says = if mend(node, &slot, from) {
+            Says::NotYet
+        } else {
+            Says::Failed
+        };
         return outbox.push(&request, says);
     }
     if let Err(error) = slot.settle_return(node).await {
@@ -134,9 +138,12 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     };
     match done {
         Ok(Some(says)) => outbox.push(&request, says),
-        Ok(None) => {}
+        Ok(None) => slot.failed.set(false),
         Err(error) => {
-            tracing::error!(partition = %key, error, leader = from, "a follower cannot do what its leader asks");
+            // Once until it can again: the leader keeps asking.
+            if !slot.failed.replace(true) {
+                tracing::error!(partition = %key, error, leader = from, "a follower cannot do what its leader asks");
+            }
             outbox.push(&request, Says::Failed);
         }
     }

@@ -141,7 +141,8 @@ pub async fn run(node: Rc<Node>) {
         for slot in replication.all() {
             let mut role = slot.role.borrow_mut();
             let Role::Leads(leader) = &mut *role else { continue };
-            if slot.partition.check_healthy().is_err() && leader.isr().len() > 1 {
+            let takes_nothing = slot.partition.check_healthy().is_err() || node.engine.is_disk_full();
+            if takes_nothing && leader.isr().len() > 1 {
                 failed.push((slot.key.topic, slot.key.partition));
                 continue;
             }
@@ -166,7 +167,7 @@ pub async fn run(node: Rc<Node>) {
         if !failed.is_empty() {
             tracing::error!(
                 partitions = failed.len(),
-                "logs of partitions that this broker leads have failed: others shall lead them"
+                "logs of partitions that this broker leads have failed, or have no room: others shall lead them"
             );
             if let Err(failure) = brokers::give_up(&node, failed).await {
                 tracing::warn!(error = failure.message, "they could not be given up; it is tried again");

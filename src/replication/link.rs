@@ -69,7 +69,11 @@ pub(super) struct Link {
 
 fn destination(slot: &Slot, follower: i32) -> Destination {
     let shard = slot.shards.borrow().get(&follower).copied().unwrap_or(0);
-    let lane = if slot.is_in_isr(follower) { Lane::Live } else { Lane::CatchUp };
+    let lane = if slot.is_in_isr(follower) {
+        Lane::Live
+    } else {
+        Lane::CatchUp
+    };
     (follower, shard, lane)
 }
 

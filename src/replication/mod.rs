@@ -52,6 +52,8 @@ pub struct Slot {
     role: RefCell<Role>,
     /// Whoever changes a follower's log, or makes it a leader's, holds this.
     turn: Rc<Budget>,
+    /// As a follower it could not do what its leader asked last.
+    failed: Cell<bool>,
     /// The journal may still hold records of what this folder had of it before: they are cut off before anything else.
     returns: Cell<bool>,
     /// On which of their shards followers have it, as far as they said.
@@ -251,6 +253,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             epoch: Cell::new(-1),
             role: RefCell::new(Role::None),
             turn: Budget::new(1),
+            failed: Cell::new(false),
             returns: Cell::new(returns),
             shards: RefCell::default(),
         })

@@ -61,7 +61,10 @@ mod tests {
         assert!(throttle.wait().is_none());
         throttle.sent(1_000, 100);
         let wait = throttle.wait().expect("ten seconds' worth was sent");
-        assert!(wait > Duration::from_secs(9) && wait <= Duration::from_secs(10), "{wait:?}");
+        assert!(
+            wait > Duration::from_secs(9) && wait <= Duration::from_secs(10),
+            "{wait:?}"
+        );
         throttle.sent(1_000, 100);
         assert!(throttle.wait().expect("twice that") > Duration::from_secs(19));
     }

@@ -115,6 +115,12 @@ impl<H: Host> Shard<H> {
         self.check_disk_room();
     }
 
+    /// Whether appends are refused because too little of the disk is free.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        self.0.disk_full.get()
+    }
+
     /// Forgets a partition and removes its files. Its deletion must be durable in the metadata before.
     ///
     /// # Errors
