@@ -54,7 +54,21 @@ tools() {
   cargo build --quiet --manifest-path tests/compat/rust/Cargo.toml --target-dir "$WORK/rust"
 }
 
+# The build that a rolling upgrade begins with, where the history holds it.
+previous() {
+  local rev built; rev=$(cat tests/compat/upgrade-from) built="$WORK/millrace-$rev"
+  [ -e "$built" ] && return
+  git cat-file -e "$rev^{commit}" 2>/dev/null || { echo "no commit $rev here: rolling upgrades are not tested" >&2; return; }
+  rm -rf "$WORK/previous" && mkdir -p "$WORK/previous/target"
+  git archive "$rev" | tar -x -m -C "$WORK/previous"
+  # In a target folder of its own: in this one the two builds would be taken for each other.
+  CARGO_TARGET_DIR="$WORK/previous/target" cargo build --quiet --manifest-path "$WORK/previous/Cargo.toml" --bin millrace
+  cp "$WORK/previous/target/debug/millrace" "$built"
+  rm -rf "$WORK/previous"
+}
+
 clients() {
+  previous
   cargo build --quiet --workspace
   tools
   [ -d "$WORK/java" ] && export MILLRACE_TEST_JAVA_LIB="$WORK/java"
@@ -62,6 +76,8 @@ clients() {
   [ -d "$WORK/js/node_modules" ] && export MILLRACE_TEST_JS="$WORK/js"
   export MILLRACE_TEST_RUST="$WORK/rust/debug/millrace-compat"
   export MILLRACE_TEST_KAFKA_PYTHON="$WORK/suite"
+  local previous; previous="$WORK/millrace-$(cat tests/compat/upgrade-from)"
+  [ -e "$previous" ] && export MILLRACE_TEST_PREVIOUS="$previous"
   MILLRACE_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/millrace" "$WORK/venv/bin/python" -m pytest -q \
     -p no:cacheprovider -W ignore --timeout 400 tests/compat "$@" 2>&1 | tee "$WORK/pytest.log"
 }

@@ -48,10 +48,11 @@ class Node:
         self.peers, self.settings = peers, settings
         self.process = None
         self.environment = {}
+        self.binary = BINARY
         self.log = open(folder.with_suffix(".log"), "a+")
 
     def launch(self, *extra):
-        command = [str(BINARY), "serve", "--data-dir", str(self.folder), "--node-id", str(self.number)]
+        command = [str(self.binary), "serve", "--data-dir", str(self.folder), "--node-id", str(self.number)]
         command += ["--kafka-listen", f"127.0.0.1:{self.kafka_port}", "--cores", str(self.cores), "--memory", "256MiB"]
         command += ["--cluster-listen", f"127.0.0.1:{self.cluster_port}", "--peers", self.peers]
         for name, value in self.settings.items():
@@ -1025,3 +1026,31 @@ def test_a_partition_moved_away_and_back_survives_a_kill(make_cluster):
             cluster.node(2).launch().wait_ready()
             cluster.wait_in_sync("t")
     load.check()
+
+
+@pytest.mark.skipif("MILLRACE_TEST_PREVIOUS" not in os.environ, reason="needs the build of tests/compat/upgrade-from")
+def test_an_upgrade_rolls_from_the_previous_build_under_load(make_cluster):
+    cluster = make_cluster(start=False)
+    for node in cluster.nodes:
+        node.binary = os.environ["MILLRACE_TEST_PREVIOUS"]
+    cluster.start_all()
+    cluster.create("t")
+    load = Load(cluster, "t")
+    committed = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "g"})
+    committed.commit(offsets=[TopicPartition("t", p, p) for p in range(PARTITIONS)], asynchronous=False)
+    for node in cluster.nodes:
+        time.sleep(0.5)
+        node.signal(signal.SIGTERM)
+        assert node.process.wait(30) == 0, node.log_text()
+        node.binary = BINARY
+        node.launch().wait_ready()
+        cluster.wait_in_sync("t")
+    assert load.finish() > 1_000
+    found = committed.committed([TopicPartition("t", p) for p in range(PARTITIONS)], timeout=20)
+    assert [tp.offset for tp in found] == list(range(PARTITIONS))
+    # Now that every node knows it, the feature level may be raised; here it is the highest already.
+    server = ["--bootstrap-server", cluster.bootstrap]
+    shown = run(TOOLS + "FeatureCommand", *server, "describe")
+    assert re.search(r"millrace.version.*FinalizedVersionLevel: 1", shown), shown
+    admin_says = run(TOOLS + "FeatureCommand", *server, "upgrade", "--feature", "millrace.version=9", check=False)
+    assert "upgrade it first" in admin_says, admin_says

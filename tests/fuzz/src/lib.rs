@@ -305,6 +305,7 @@ fn peer(data: &[u8]) {
     let _ = metadata::record::decode::<replica::Answer>(data);
     let _ = metadata::record::decode::<peer::Hello>(data);
     let _ = metadata::record::decode::<peer::HelloAnswer>(data);
+    let _ = metadata::record::decode::<peer::Introduction>(data);
     // What a member persisted. Messages of members are not tried: Raft believes those it has let in, and its library panics at
     // lies that are well formed.
     let config = raft::QuorumConfig {
