@@ -85,7 +85,12 @@ pub async fn run(node: &Rc<Node>, registration: Registration) {
     let mut balanced = std::time::Instant::now();
     while !node.is_stopping() {
         let leads = controller.quorum.is_leader();
-        node.host.sleep(if leads { LOOK } else { LOOK_IDLY }).await;
+        // A death may be what made this node lead: whoever has died is fenced at once then.
+        let elected = controller
+            .quorum
+            .changes()
+            .wait(|| (!leads && controller.quorum.is_leader()).then_some(()));
+        futures_lite::future::or(elected, node.host.sleep(if leads { LOOK } else { LOOK_IDLY })).await;
         let fenced = controller
             .quorum
             .with(|q| q.image().broker(me).is_some_and(|b| b.fenced));
