@@ -101,15 +101,11 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
         groups: GroupsDriver::new(&shared.settings),
         producer_ids: ProducerIds::default(),
     }));
-    if let Some(address) = ports.first().and_then(|(socket, _)| socket.local_addr().ok()) {
-        match millrace_net::listener::bind(address) {
-            Ok(socket) => {
-                glommio::spawn_local(pulse::hold(Rc::clone(node), socket)).detach();
-            }
-            Err(error) => {
-                tracing::warn!(%address, %error, "this TCP port cannot be bound: others notice a death of this node later")
-            }
-        }
+    let address = ports.first().and_then(|(socket, _)| socket.local_addr().ok());
+    if let Some(address) = address
+        && let Err(error) = millrace_net::listener::bind(address).and_then(pulse::hold)
+    {
+        tracing::warn!(%address, %error, "this TCP port cannot be served: others notice a death of this node later");
     }
     link_members(node);
     let n = Rc::clone(node);

@@ -92,7 +92,7 @@ pub(super) fn next_step(image: &Image, current: &ConfState, me: u64, known: impl
         return Step::Nothing;
     }
     Step::Change(ConfChangeV2 {
-        changes: changes.into(),
+        changes,
         ..ConfChangeV2::default()
     })
 }
