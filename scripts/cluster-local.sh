@@ -2,6 +2,7 @@
 # A cluster on this machine, to try things on.
 #   scripts/cluster-local.sh up N [--netns] [serve options…]   starts N nodes, prints where clients connect
 #   scripts/cluster-local.sh status            who runs, and where
+#   scripts/cluster-local.sh add               one node more, which joins and votes (not with --netns)
 #   scripts/cluster-local.sh kill N | start N | stop N          SIGKILL, start again, SIGTERM
 #   scripts/cluster-local.sh pause N | resume N                 SIGSTOP, SIGCONT
 #   scripts/cluster-local.sh cut A B | oneway A B | heal        (with --netns) no packets between A and B; none from A to B; all again
@@ -134,6 +135,14 @@ status)
     echo "node $n: $is, Kafka $(kafka_address "$n"), nodes $(cluster_address "$n"), log $DIR/$n/log"
   done
   ;;
+add)
+  in_netns && fail "add needs a cluster on loopback"
+  [ -n "$(nodes)" ] || fail "there is no cluster; 'up 3' starts one"
+  DIR=$(cd "$DIR" && pwd)
+  n=$(($(nodes | tail -n 1) + 1)); mkdir "$DIR/$n"
+  start_node "$n"; wait_ready "$n"
+  "$(cat "$DIR/binary")" cluster add-node "$n" --bootstrap "$(for p in $(nodes); do kafka_address "$p"; done | paste -sd,)"
+  ;;
 kill) known "${1:-}"; kill -9 "$(pid_of "$1")" ;;
 stop) known "${1:-}"; kill "$(pid_of "$1")" ;;
 pause) known "${1:-}"; kill -STOP "$(pid_of "$1")" ;;
@@ -152,5 +161,5 @@ down)
   if in_netns; then remove_netns; fi
   if [ "${1:-}" != --keep ]; then rm -rf "$DIR"; fi
   ;;
-*) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//'; [ "$command" = help ] || exit 1 ;;
+*) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//'; [ "$command" = help ] || exit 1 ;;
 esac

@@ -8,11 +8,12 @@ use millrace_cluster::{
         members::{self, Joining},
     },
     metadata::Registration,
+    peer::StreamKind,
 };
 use millrace_engine::host::Host;
 
 use super::quorum::MetadataError;
-use crate::{kafka::errors::Failure, node::Node};
+use crate::{kafka::errors::Failure, node::Node, peers::dial};
 
 /// How often a leader of the quorum looks for brokers that do not answer.
 const LOOK: Duration = Duration::from_millis(20);
@@ -64,11 +65,27 @@ pub async fn register(node: &Rc<Node>, registration: &Registration) -> Result<()
                         "waiting for a majority of the metadata quorum: {}",
                         MetadataError::NoQuorum
                     );
+                    ask_why(node).await;
                 }
             }
             Err(error) => return Err(error.into()),
         }
         node.host.sleep(RETRY).await;
+    }
+}
+
+/// Lets the log say what the other members have against this node, if they answer: one that only listens has nothing to tell them, and so
+/// is not told either that it was removed.
+async fn ask_why(node: &Rc<Node>) {
+    let me = node.shared.node_id;
+    let members: Vec<i32> = node.known_image().members().map(|m| m.node).collect();
+    if !node.shared.members.is_cluster() {
+        return;
+    }
+    for peer in members.into_iter().filter(|n| *n != me) {
+        if let Err(error) = dial::open(node, peer, 0, StreamKind::Quorum).await {
+            tracing::warn!(peer, %error, "a member of the metadata quorum");
+        }
     }
 }
 
@@ -167,6 +184,24 @@ pub async fn give_up(node: &Rc<Node>, partitions: Vec<(uuid::Uuid, u32)>) -> Res
         })
         .await?
         .map_err(Failure::from)
+}
+
+/// Makes sure that nobody counts on this node's copy of a partition, from any of its shards: it is in no ISR and not eligible,
+/// `leader` leads, and that is agreed on. False if it is not so, or not known.
+pub async fn is_spare(node: &Rc<Node>, topic: uuid::Uuid, partition: u32, leader: i32) -> bool {
+    let me = node.shared.node_id;
+    let spare = node.router.call(node, 0, move |n| async move {
+        let coordinator = n.coordinator();
+        let controller = &coordinator.controller;
+        let given_up = controller.change(&n, |image| (brokers::give_up(image, me, &[(topic, partition)]), ()));
+        given_up.await.is_ok()
+            && controller.catch_up(&n).await
+            && controller.quorum.with(|q| {
+                (q.image().partition(&topic, partition))
+                    .is_some_and(|p| p.leader == leader && !p.isr.contains(&me) && !p.elr.contains(&me))
+            })
+    });
+    spare.await.unwrap_or(false)
 }
 
 /// Asks the controller for other ISRs of partitions that this node leads, from any of its shards.

@@ -39,7 +39,8 @@ pub struct ControllerDriver {
     turn: Rc<Budget>,
     /// One question for what is agreed on at a time: those that come meanwhile share the next.
     looking: Rc<Budget>,
-    looked: Cell<Option<Instant>>,
+    /// When the last one began, and whether it was answered.
+    looked: Cell<Option<(Instant, bool)>>,
     installed: Cell<u64>,
     /// Wakes when the shards have a new image.
     installs: WaitList,
@@ -77,25 +78,28 @@ impl ControllerDriver {
         Ok(answer)
     }
 
-    /// Waits until every shard of this node has all changes that were answered anywhere before this was called, or the quorum does
-    /// not say what they are in time.
-    pub async fn catch_up(&self, node: &Rc<Node>) {
+    /// Waits until every shard of this node has all changes that were answered anywhere before this was called; false if the quorum
+    /// does not say what they are in time.
+    pub async fn catch_up(&self, node: &Rc<Node>) -> bool {
         let called = Instant::now();
         let _turn = self.looking.acquire(1).await;
-        if self.looked.get().is_some_and(|began| began >= called) {
-            return;
-        }
-        // Clients may ask for what does not exist as often as they like.
-        if let Some(began) = self.looked.get() {
+        if let Some((began, answered)) = self.looked.get() {
+            if began >= called {
+                return answered;
+            }
+            // Clients may ask for what does not exist as often as they like.
             node.host_sleep((began + LOOK_PAUSE).saturating_duration_since(called))
                 .await;
         }
-        self.looked.set(Some(Instant::now()));
-        if let Some(version) = self.quorum.catch_up(&node.host).await {
+        let began = Instant::now();
+        let version = self.quorum.catch_up(&node.host).await;
+        self.looked.set(Some((began, version.is_some())));
+        if let Some(version) = version {
             self.installs
                 .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
                 .await;
         }
+        version.is_some()
     }
 
     /// Hands every new image to the shards, as long as the node runs.

@@ -1,9 +1,11 @@
 //! The UDP port of each shard, where other nodes reach it.
 
 use std::{
+    io::ErrorKind,
     net::{SocketAddr, ToSocketAddrs, UdpSocket},
     rc::Rc,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use millrace_cluster::metadata::Address;
@@ -12,6 +14,11 @@ use thiserror::Error;
 
 use super::{Members, serve};
 use crate::{config::Settings, node::Node, replication};
+
+/// How long a port may be in use before that is an error.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause before it is tried again.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a port cannot be used.
 #[derive(Debug, Error)]
@@ -58,12 +65,24 @@ pub fn bind(settings: &Settings, members: &Members, node_id: i32, shards: usize)
         } else {
             SocketAddr::new(address.ip(), 0)
         };
-        let socket = quic::bind(wanted).map_err(|e| fail(e.to_string()))?;
+        let socket = bind_one(wanted).map_err(|e| fail(e.to_string()))?;
         let port = socket.local_addr().map_err(|e| fail(e.to_string()))?.port();
         let host = host.to_owned();
         sockets.push((socket, Address { host, port }));
     }
     Ok(Arc::new(sockets))
+}
+
+/// Binds a port that a process which was killed a moment ago may still hold: what an io_uring refers to outlives its process while the
+/// kernel takes the ring apart.
+fn bind_one(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match quic::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => std::thread::sleep(AGAIN),
+            done => return done,
+        }
+    }
 }
 
 /// Lets other nodes reach this shard.

@@ -20,7 +20,7 @@ use millrace_engine::{AppendError, PartitionKey, batch::Batch, shard::Partition,
 use millrace_net::quic::{FrameReceiver, FrameSender, LinkError};
 
 use super::{Role, Slot};
-use crate::node::Node;
+use crate::{coordinator::brokers, node::Node};
 
 /// A copy that fails again so soon is left alone: the disk is likely to be the reason.
 const ANEW_PAUSE: Duration = Duration::from_secs(600);
@@ -94,12 +94,8 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     let partition = &slot.partition;
     // A log that takes nothing more, or is damaged, is no copy to count on.
     if partition.check_healthy().is_err() {
-        let says = if mend(node, &slot, from) {
-            Says::NotYet
-        } else {
-            Says::Failed
-        };
-        return outbox.push(&request, says);
+        mend(node, &slot, from);
+        return outbox.push(&request, Says::Failed);
     }
     if let Err(error) = slot.settle_return(node).await {
         tracing::error!(partition = %key, %error, "a copy cannot begin");
@@ -149,29 +145,29 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     }
 }
 
-/// Begins a failed copy anew, if nobody counts on it and another one leads; whether it did.
-fn mend(node: &Rc<Node>, slot: &Rc<Slot>, leader: i32) -> bool {
+/// Begins a failed copy anew, once it is sure that nobody counts on it and that `leader` has what it had.
+fn mend(node: &Rc<Node>, slot: &Rc<Slot>, leader: i32) {
     let key = slot.key;
-    let view = node.view();
-    let Some(image) = view.image.partition(&key.topic, key.partition) else {
-        return false;
-    };
-    let me = node.shared.node_id;
-    let spare = image.leader == leader && !image.isr.contains(&me) && !image.elr.contains(&me);
     let lately = |at: &Instant| at.elapsed() < ANEW_PAUSE;
     let begun = &node.replication.begun_anew;
-    if !spare || node.engine.poisoned().is_some() || begun.borrow().get(&key).is_some_and(lately) {
-        return false;
+    // Where the whole shard has failed, its disk is the reason.
+    if node.engine.poisoned().is_some() || begun.borrow().get(&key).is_some_and(lately) {
+        return;
     }
     begun.borrow_mut().insert(key, Instant::now());
-    tracing::warn!(partition = %key, leader, "a copy has failed and begins anew: its leader has all of it");
-    match node.begin_anew(key) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::error!(partition = %key, %error, "a failed copy cannot begin anew");
-            false
+    let (node, slot) = (Rc::clone(node), Rc::clone(slot));
+    glommio::spawn_local(async move {
+        if !brokers::is_spare(&node, key.topic, key.partition, leader).await {
+            node.replication.begun_anew.borrow_mut().remove(&key);
+            return;
         }
-    }
+        let _turn = slot.turn.acquire(1).await;
+        tracing::warn!(partition = %key, leader, "a copy has failed and begins anew: its leader has all of it");
+        if let Err(error) = node.begin_anew(key) {
+            tracing::error!(partition = %key, %error, "a failed copy cannot begin anew");
+        }
+    })
+    .detach();
 }
 
 fn look<T>(partition: &Partition, look: impl FnOnce(Log<'_>) -> T) -> T {
