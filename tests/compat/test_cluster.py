@@ -183,7 +183,7 @@ class Load:
 
     def __init__(self, cluster, topic, producers=2, pause=0.002):
         self.cluster, self.topic, self.pause = cluster, topic, pause
-        self.acked, self.seen, self.errors = {}, {}, []
+        self.acked, self.unplaced, self.seen, self.errors = {}, [], {}, []
         self.stop_event = threading.Event()
         self.longest_gap, self.last_ack = 0.0, time.monotonic()
         share = KEYS // producers
@@ -215,8 +215,12 @@ class Load:
             now = time.monotonic()
             self.longest_gap = max(self.longest_gap, now - self.last_ack)
             self.last_ack = now
-            place = (message.partition(), message.offset())
             value = (message.key(), message.value())
+            if message.offset() is None:
+                # librdkafka knows that a batch it sends again was taken the first time, and not where: it must be there.
+                self.unplaced.append((message.partition(), *value))
+                return
+            place = (message.partition(), message.offset())
             if self.acked.setdefault(place, value) != value:
                 self.errors.append(f"{place} was acknowledged as {self.acked[place]} and as {value}")
 
@@ -263,6 +267,8 @@ class Load:
         assert not self.errors, self.errors[:5]
         missing = {p: v for p, v in self.acked.items() if final.get(p) != v}
         assert not missing, f"{len(missing)} of {len(self.acked)} acknowledged are not there: {list(missing.items())[:5]}"
+        there = {(partition, *value) for (partition, _), value in final.items()}
+        assert there.issuperset(self.unplaced), [v for v in self.unplaced if v not in there][:5]
         changed = {p: v for p, v in self.seen.items() if final.get(p) != v}
         assert not changed, f"read once and not any more: {list(changed.items())[:5]}"
         twice = [v for v, n in collections.Counter(final.values()).items() if n > 1]
@@ -275,6 +281,13 @@ class Load:
         return len(self.acked)
 
 
+def told_by_each(cluster, topic):
+    """What each node that runs says of a topic."""
+    ports = [n.kafka_port for n in cluster.nodes if n.process.poll() is None]
+    asked = [["kcat", "-b", f"127.0.0.1:{port}", "-L", "-t", topic] for port in ports]
+    return "\n".join(subprocess.run(a, capture_output=True, text=True, timeout=20).stdout for a in asked)
+
+
 def read_all(cluster, topic):
     consumer = Consumer(
         {
@@ -285,7 +298,18 @@ def read_all(cluster, topic):
         }
     )
     partitions = range(PARTITIONS)
-    ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=30)[1] for p in partitions}
+
+    def end(partition):
+        until = time.monotonic() + 10
+        while True:
+            try:
+                return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)[1]
+            except KafkaException as error:
+                # Whoever answered knows that the leader has died, and not yet who follows it.
+                assert time.monotonic() < until, f"{error}\n" + told_by_each(cluster, topic) + cluster.logs()
+                time.sleep(0.1)
+
+    ends = {p: end(p) for p in partitions}
     consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
     found, until = {}, time.monotonic() + 60
     while any((p, end - 1) not in found for p, end in ends.items() if end) and time.monotonic() < until:
