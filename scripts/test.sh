@@ -6,7 +6,8 @@
 #   scripts/test.sh clients   only real clients; further arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-WORK="${CARGO_TARGET_DIR:-$PWD/target}/test-tools"
+TARGET="${CARGO_TARGET_DIR:-$PWD/target}"
+WORK="$TARGET/test-tools"
 mkdir -p "$WORK"
 what="${1:-all}"
 [ $# -gt 0 ] && shift
@@ -59,16 +60,17 @@ previous() {
   local rev built; rev=$(cat tests/compat/upgrade-from) built="$WORK/millrace-$rev"
   [ -e "$built" ] && return
   git cat-file -e "$rev^{commit}" 2>/dev/null || { echo "no commit $rev here: rolling upgrades are not tested" >&2; return; }
-  rm -rf "$WORK/previous" && mkdir -p "$WORK/previous/target"
+  rm -rf "$WORK/previous" && mkdir -p "$WORK/previous"
   git archive "$rev" | tar -x -m -C "$WORK/previous"
-  # In a target folder of its own: in this one the two builds would be taken for each other.
-  CARGO_TARGET_DIR="$WORK/previous/target" cargo build --quiet --manifest-path "$WORK/previous/Cargo.toml" --bin millrace
-  cp "$WORK/previous/target/debug/millrace" "$built"
+  # In the folder of this checkout, for the libraries that both use. Its own crates go again: the two builds' would be taken for
+  # each other's.
+  CARGO_TARGET_DIR="$TARGET" cargo build --quiet --manifest-path "$WORK/previous/Cargo.toml" --bin millrace
+  cp "$TARGET/debug/millrace" "$built"
+  cargo clean --quiet -p millrace -p millrace-engine -p millrace-net -p millrace-cluster
   rm -rf "$WORK/previous"
 }
 
 clients() {
-  previous
   cargo build --quiet --workspace
   tools
   [ -d "$WORK/java" ] && export MILLRACE_TEST_JAVA_LIB="$WORK/java"
@@ -78,7 +80,7 @@ clients() {
   export MILLRACE_TEST_KAFKA_PYTHON="$WORK/suite"
   local previous; previous="$WORK/millrace-$(cat tests/compat/upgrade-from)"
   [ -e "$previous" ] && export MILLRACE_TEST_PREVIOUS="$previous"
-  MILLRACE_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/millrace" "$WORK/venv/bin/python" -m pytest -q \
+  MILLRACE_TEST_BINARY="$TARGET/debug/millrace" "$WORK/venv/bin/python" -m pytest -q \
     -p no:cacheprovider -W ignore --timeout 400 tests/compat "$@" 2>&1 | tee "$WORK/pytest.log"
 }
 
@@ -91,8 +93,8 @@ counts() {
 }
 
 case "$what" in
-  all) rust; clients; counts "$WORK/cargo.log" "$WORK/pytest.log" ;;
+  all) previous; rust; clients; counts "$WORK/cargo.log" "$WORK/pytest.log" ;;
   rust) rust; counts "$WORK/cargo.log" ;;
-  clients) clients "$@"; counts "$WORK/pytest.log" ;;
+  clients) previous; clients "$@"; counts "$WORK/pytest.log" ;;
   *) echo "usage: scripts/test.sh [all|rust|clients [PYTEST ARGUMENTS]]" >&2; exit 2 ;;
 esac

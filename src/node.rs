@@ -361,20 +361,15 @@ impl Node {
     /// # Errors
     /// No such partition, or it is on other nodes.
     pub fn resolve_copy(view: &View, topic: &TopicImage, partition: i32) -> Result<Resolved, Failure> {
-        let mut found = Self::find(topic, partition)?;
-        found.shard = *view.placement.get(&found.key).ok_or_else(Failure::not_leader)? as usize;
-        Ok(found)
-    }
-
-    fn find(topic: &TopicImage, partition: i32) -> Result<Resolved, Failure> {
         let index = usize::try_from(partition).map_err(|_| Failure::unknown_partition())?;
         let image = topic.partitions.get(index).ok_or_else(Failure::unknown_partition)?;
+        let key = PartitionKey {
+            topic: topic.id,
+            partition: index as u32,
+        };
         Ok(Resolved {
-            key: PartitionKey {
-                topic: topic.id,
-                partition: index as u32,
-            },
-            shard: 0,
+            key,
+            shard: *view.placement.get(&key).ok_or_else(Failure::not_leader)? as usize,
             leader: image.leader,
             leader_epoch: image.leader_epoch,
             isr: image.isr.len(),

@@ -1,4 +1,4 @@
-//! Rounds: each target in turn, started on an empty folder, warmed, driven, stopped.
+//! Rounds: each target in turn, started on an empty folder and a disk with nothing left to write, warmed, driven, stopped.
 //!
 //! Fair by construction: the same client, workloads, disk and cores; every target's defaults; topics made with the same
 //! number of partitions; and a second pair at equal durability, by the topic setting that both have (`flush.messages`).
@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -71,6 +72,11 @@ pub struct Options {
 const CORES: &str = "Millrace, core endpoints";
 /// How the floor is called in reports.
 const FLOOR: &str = "Floor";
+/// How it is called where it does not flush.
+const FLOOR_WRITTEN: &str = "Floor, written";
+
+/// Pause between two targets, after all is written.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// A target under a setting.
 struct Variant {
@@ -182,10 +188,16 @@ fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
     all.push(Entrant {
         name: "floor".into(),
         target: Target::Floor,
-        variants: vec![Variant {
-            name: FLOOR.into(),
-            configs: Vec::new(),
-        }],
+        variants: vec![
+            Variant {
+                name: FLOOR.into(),
+                configs: Vec::new(),
+            },
+            Variant {
+                name: FLOOR_WRITTEN.into(),
+                configs: flush(&never),
+            },
+        ],
     });
     if !options.no_kafka {
         all.push(Entrant {
@@ -229,6 +241,7 @@ fn pairs(options: &Options) -> Vec<(String, String, String)> {
     let mut pairs = vec![
         pair("Millrace", FLOOR, distance),
         pair(CORES, FLOOR, distance),
+        pair("Millrace, relaxed flush", FLOOR_WRITTEN, distance),
         pair(
             CORES,
             "Millrace",
@@ -256,6 +269,16 @@ fn pairs(options: &Options) -> Vec<(String, String, String)> {
                 "Millrace, relaxed flush",
                 "Kafka",
                 "equal durability: neither flushes before it acknowledges",
+            ),
+            pair(
+                FLOOR,
+                "Kafka",
+                "what can be reached at all: a server that keeps nothing, and flushes, against Kafka, which does not flush",
+            ),
+            pair(
+                FLOOR_WRITTEN,
+                "Kafka",
+                "what can be reached at all without a flush on either side",
             ),
         ]);
     }
@@ -356,9 +379,11 @@ pub fn run(options: &Options) -> Outcome<()> {
         for round in 1..=options.rounds {
             for entrant in &entrants {
                 bar.set_message(format!("round {round}: {} starts", entrant.name));
-                let running = entrant.target.start(&options.dir.join("broker").join(&entrant.name))?;
+                let folder = options.dir.join("broker").join(&entrant.name);
+                let running = entrant.target.start(&folder)?;
                 drive(&running, entrant, &workloads, options, round, &runs, &bar, &stop)?;
                 running.stop();
+                settle(&folder)?;
                 if stop.load(Ordering::Acquire) {
                     return Ok(());
                 }
@@ -371,6 +396,19 @@ pub fn run(options: &Options) -> Outcome<()> {
     // Whatever was done is worth a report.
     let reported = report::write(&options.dir);
     result.and(reported)
+}
+
+/// The next target is not to wait for what the last one left to the kernel: gigabytes that are still to be written, where it did not
+/// flush.
+fn settle(folder: &Path) -> Outcome<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    if !Command::new("sync").status()?.success() {
+        return Err("sync failed".into());
+    }
+    std::thread::sleep(SETTLE);
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "one place calls it, with everything it knows")]

@@ -1,6 +1,7 @@
 //! The least that a server which flushes before it acknowledges can do, for the same client over the same protocol: one
 //! thread a connection takes what has come in, writes it with one durable direct write into a prewritten file of its own,
 //! and answers. No log, no index, no other core to ask, nothing to read again: what a broker needs beyond this is its own.
+//! Topics with a `flush.messages` above 1 are written without a flush.
 
 use std::{
     fs::{OpenOptions, create_dir_all},
@@ -8,7 +9,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::atomic::{AtomicI32, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     thread,
 };
 
@@ -33,6 +34,8 @@ const READ: usize = 1 << 20;
 
 /// Partitions of the topic made last: the client asks for them in metadata.
 static PARTITIONS: AtomicI32 = AtomicI32::new(1);
+/// Whether it is to be flushed.
+static FLUSHES: AtomicBool = AtomicBool::new(true);
 static FILES: AtomicU64 = AtomicU64::new(0);
 
 /// Serves until the process is ended. The port is printed.
@@ -82,7 +85,7 @@ fn serve(mut stream: TcpStream, dir: &Path) -> Outcome<()> {
                         .open(&path)?,
                 )?),
             };
-            file.append_durably(&payloads)?;
+            file.append(&payloads, FLUSHES.load(Ordering::Relaxed))?;
             payloads.clear();
         }
         if !answers.is_empty() {
@@ -153,8 +156,11 @@ fn answer(mut frame: Bytes, payloads: &mut Vec<u8>, out: &mut BytesMut) -> Outco
         }
         ApiKey::CreateTopics => {
             let request = CreateTopicsRequest::decode(&mut frame, version)?;
-            let partitions = request.topics.first().map_or(1, |t| t.num_partitions);
-            PARTITIONS.store(partitions, Ordering::Relaxed);
+            let topic = request.topics.first();
+            let flush = topic.and_then(|t| t.configs.iter().find(|c| *c.name == *"flush.messages"));
+            let relaxed = flush.is_some_and(|c| c.value.as_deref().is_some_and(|v| v != "1"));
+            FLUSHES.store(!relaxed, Ordering::Relaxed);
+            PARTITIONS.store(topic.map_or(1, |t| t.num_partitions), Ordering::Relaxed);
             CreateTopicsResponse::default().encode(out, version)?;
         }
         ApiKey::DeleteTopics => DeleteTopicsResponse::default().encode(out, version)?,

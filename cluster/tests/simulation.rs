@@ -4,18 +4,19 @@ use millrace_cluster::simulation::{Bug, run};
 
 #[test]
 fn nothing_acknowledged_is_lost_in_any_history() {
-    let (mut acknowledged, mut elections, mut cuts) = (0, 0, 0);
+    let (mut acknowledged, mut elections, mut cuts, mut commits) = (0, 0, 0, 0);
     for seed in 1..=4_000 {
         let outcome = run(seed, Bug::None)
             .unwrap_or_else(|violation| panic!("seed {seed}: {violation}\nagain: millrace-sim --seed {seed}"));
         acknowledged += outcome.acknowledged;
         elections += outcome.elections;
         cuts += outcome.cuts;
+        commits += outcome.commits;
     }
     // The histories are worth something only if things happen in them.
     assert!(
-        acknowledged > 1_000_000 && elections > 10_000 && cuts > 3_000,
-        "{acknowledged} {elections} {cuts}"
+        acknowledged > 1_000_000 && elections > 10_000 && cuts > 3_000 && commits > 100_000,
+        "{acknowledged} {elections} {cuts} {commits}"
     );
 }
 
@@ -26,6 +27,8 @@ fn planted_mistakes_are_found() {
         Bug::TruncateToHighWatermark,
         Bug::AckBeforeFlush,
         Bug::IgnoresMinInsync,
+        Bug::CommitsEarly,
+        Bug::ZombiesCommit,
     ] {
         let found = (1..=2_000).find_map(|seed| run(seed, bug).err().map(|violation| (seed, violation)));
         let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));

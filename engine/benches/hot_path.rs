@@ -44,8 +44,9 @@ impl HostFile for NullFile {
         Ok(())
     }
 
-    async fn read_at(&self, _: u64, len: usize) -> io::Result<Vec<u8>> {
-        Ok(vec![0; len])
+    async fn read_into(&self, out: &mut Vec<u8>, _: u64, len: usize) -> io::Result<()> {
+        out.resize(out.len() + len, 0);
+        Ok(())
     }
 
     async fn flush(&self) -> io::Result<()> {

@@ -9,7 +9,10 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::types::{Offset, PartitionKey};
+use crate::{
+    sync::WaitList,
+    types::{Offset, PartitionKey},
+};
 
 /// Bytes of one piece: large enough for the device's sequential rate, small enough to waste little.
 pub const CHUNK: u64 = 512 << 10;
@@ -30,15 +33,37 @@ struct Cached {
     used: u64,
 }
 
+/// A read of a piece.
+#[derive(Default)]
+struct Load {
+    ended: Cell<bool>,
+    /// The piece was written meanwhile: what was read must not be kept.
+    stale: Cell<bool>,
+    others: WaitList,
+}
+
+/// Ends a load however it ends.
+struct Loading<'a> {
+    cache: &'a ReadCache,
+    key: ChunkKey,
+    load: Rc<Load>,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.cache.loading.borrow_mut().remove(&self.key);
+        self.load.ended.set(true);
+        self.load.others.wake_all();
+    }
+}
+
 /// The cache of a shard.
 pub struct ReadCache {
     budget: usize,
     held: Cell<usize>,
     clock: Cell<u64>,
-    /// Counts invalidations: a read that began before one must not be kept.
-    version: Cell<u64>,
     chunks: RefCell<HashMap<ChunkKey, Cached>>,
-    loading: RefCell<HashMap<ChunkKey, Rc<crate::sync::WaitList>>>,
+    loading: RefCell<HashMap<ChunkKey, Rc<Load>>>,
 }
 
 impl ReadCache {
@@ -49,7 +74,6 @@ impl ReadCache {
             budget,
             held: Cell::new(0),
             clock: Cell::new(0),
-            version: Cell::new(0),
             chunks: RefCell::default(),
             loading: RefCell::default(),
         }
@@ -68,14 +92,33 @@ impl ReadCache {
         Some(cached.bytes.clone())
     }
 
-    /// Marks a piece as being read; `None` if somebody reads it already, with the list to wait on.
-    pub fn begin(&self, key: ChunkKey) -> Result<u64, Rc<crate::sync::WaitList>> {
-        let mut loading = self.loading.borrow_mut();
-        if let Some(list) = loading.get(&key) {
-            return Err(Rc::clone(list));
+    /// The piece, up to `until` within it at least: from the cache, or by `read`, which nobody else does for it at the same time.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub async fn load<E>(
+        &self,
+        key: ChunkKey,
+        until: usize,
+        read: impl Future<Output = Result<Bytes, E>>,
+    ) -> Result<Bytes, E> {
+        loop {
+            if let Some(bytes) = self.get(key, until) {
+                return Ok(bytes);
+            }
+            let other = self.loading.borrow().get(&key).cloned();
+            let Some(other) = other else { break };
+            // For this load, not for none: before this task runs again the next may have begun.
+            other.others.wait(|| other.ended.get().then_some(())).await;
         }
-        loading.insert(key, Rc::default());
-        Ok(self.version.get())
+        let load = Rc::new(Load::default());
+        self.loading.borrow_mut().insert(key, Rc::clone(&load));
+        let loading = Loading { cache: self, key, load };
+        let bytes = read.await?;
+        if !loading.load.stale.get() {
+            self.keep(key, bytes.clone());
+        }
+        Ok(bytes)
     }
 
     /// Whether a piece is being read.
@@ -84,49 +127,43 @@ impl ReadCache {
         self.loading.borrow().contains_key(&key)
     }
 
-    /// Ends a read; the bytes are kept if nothing was written meanwhile.
-    pub fn finish(&self, key: ChunkKey, version: u64, bytes: Option<Bytes>) {
-        let waiting = self.loading.borrow_mut().remove(&key);
-        if let Some(bytes) = bytes
-            && version == self.version.get()
-            && bytes.len() <= self.budget
-        {
-            let used = self.clock.get();
-            self.held.set(self.held.get() + bytes.len());
-            let mut chunks = self.chunks.borrow_mut();
-            if let Some(old) = chunks.insert(key, Cached { bytes, used }) {
-                self.held.set(self.held.get() - old.bytes.len());
-            }
-            while self.held.get() > self.budget {
-                let Some(oldest) = chunks.iter().min_by_key(|(_, c)| c.used).map(|(k, _)| *k) else {
-                    break;
-                };
-                if let Some(gone) = chunks.remove(&oldest) {
-                    self.held.set(self.held.get() - gone.bytes.len());
-                }
-            }
+    fn keep(&self, key: ChunkKey, bytes: Bytes) {
+        if bytes.len() > self.budget {
+            return;
         }
-        if let Some(waiting) = waiting {
-            waiting.wake_all();
+        let used = self.clock.get();
+        self.held.set(self.held.get() + bytes.len());
+        let mut chunks = self.chunks.borrow_mut();
+        if let Some(old) = chunks.insert(key, Cached { bytes, used }) {
+            self.held.set(self.held.get() - old.bytes.len());
+        }
+        while self.held.get() > self.budget {
+            let Some(oldest) = chunks.iter().min_by_key(|(_, c)| c.used).map(|(k, _)| *k) else {
+                break;
+            };
+            if let Some(gone) = chunks.remove(&oldest) {
+                self.held.set(self.held.get() - gone.bytes.len());
+            }
         }
     }
 
     /// Forgets the pieces of a segment that overlap `[from, to)`, because they were just written.
     pub fn invalidate(&self, key: PartitionKey, base: Offset, from: u64, to: u64) {
-        self.version.set(self.version.get() + 1);
-        self.retain(|k| !(k.key == key && k.base == base && k.index * CHUNK < to && (k.index + 1) * CHUNK > from));
+        self.remove(|k| k.key == key && k.base == base && k.index * CHUNK < to && (k.index + 1) * CHUNK > from);
     }
 
     /// Forgets a partition.
     pub fn forget(&self, key: PartitionKey) {
-        self.version.set(self.version.get() + 1);
-        self.retain(|k| k.key != key);
+        self.remove(|k| k.key == key);
     }
 
-    fn retain(&self, keep: impl Fn(&ChunkKey) -> bool) {
+    fn remove(&self, gone: impl Fn(&ChunkKey) -> bool) {
+        for (key, load) in &*self.loading.borrow() {
+            load.stale.set(load.stale.get() || gone(key));
+        }
         let mut freed = 0;
         self.chunks.borrow_mut().retain(|k, c| {
-            let stay = keep(k);
+            let stay = !gone(k);
             if !stay {
                 freed += c.bytes.len();
             }
@@ -139,5 +176,99 @@ impl ReadCache {
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        pin::{Pin, pin},
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        task::{Context, Poll, Wake, Waker},
+    };
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// Notes that its task is to run.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    type Loaded = Result<Bytes, Infallible>;
+
+    fn poll(future: Pin<&mut impl Future<Output = Loaded>>, woken: &Arc<Woken>) -> Poll<Loaded> {
+        woken.0.store(false, Ordering::Relaxed);
+        future.poll(&mut Context::from_waker(&Waker::from(Arc::clone(woken))))
+    }
+
+    fn key() -> ChunkKey {
+        ChunkKey {
+            key: PartitionKey {
+                topic: Uuid::from_u128(1),
+                partition: 0,
+            },
+            base: 0,
+            index: 0,
+        }
+    }
+
+    /// A read that ends when it is told to.
+    async fn read(open: &Cell<bool>, list: &WaitList) -> Loaded {
+        list.wait(|| open.get().then_some(())).await;
+        Ok(Bytes::from_static(b"bytes"))
+    }
+
+    #[test]
+    fn who_waits_for_one_load_is_woken_although_the_next_has_begun() {
+        let cache = ReadCache::new(1 << 20);
+        let (first, second, list) = (Cell::new(false), Cell::new(false), WaitList::default());
+        let woken = [(); 3].map(|()| Arc::new(Woken::default()));
+        let mut a = pin!(cache.load(key(), 1, read(&first, &list)));
+        let mut b = pin!(cache.load(key(), 1, async { unreachable!("the second read is kept") }));
+        let mut c = pin!(cache.load(key(), 1, read(&second, &list)));
+        assert!(poll(a.as_mut(), &woken[0]).is_pending() && poll(b.as_mut(), &woken[1]).is_pending());
+        // What the first reads is not kept, so the next to come reads it again.
+        cache.invalidate(key().key, 0, 0, 1);
+        first.set(true);
+        assert!(poll(a.as_mut(), &woken[0]).is_ready() && woken[1].0.load(Ordering::Relaxed));
+        assert!(poll(c.as_mut(), &woken[2]).is_pending() && poll(b.as_mut(), &woken[1]).is_pending());
+        second.set(true);
+        assert!(poll(c.as_mut(), &woken[2]).is_ready());
+        assert!(woken[1].0.load(Ordering::Relaxed), "nobody wakes it any more");
+        assert!(poll(b.as_mut(), &woken[1]).is_ready());
+    }
+
+    #[test]
+    fn a_load_that_is_given_up_is_done_by_another() {
+        let cache = ReadCache::new(1 << 20);
+        let (never, now, list) = (Cell::new(false), Cell::new(true), WaitList::default());
+        let woken = [(); 2].map(|()| Arc::new(Woken::default()));
+        let mut a = Box::pin(cache.load(key(), 1, read(&never, &list)));
+        let mut b = pin!(cache.load(key(), 1, read(&now, &list)));
+        assert!(poll(a.as_mut(), &woken[0]).is_pending() && poll(b.as_mut(), &woken[1]).is_pending());
+        drop(a);
+        assert!(woken[1].0.load(Ordering::Relaxed) && poll(b.as_mut(), &woken[1]).is_ready());
+    }
+
+    #[test]
+    fn writes_elsewhere_do_not_keep_a_read_out() {
+        let cache = ReadCache::new(1 << 20);
+        let (open, list, woken) = (Cell::new(false), WaitList::default(), Arc::new(Woken::default()));
+        let mut a = pin!(cache.load(key(), 1, read(&open, &list)));
+        assert!(poll(a.as_mut(), &woken).is_pending());
+        cache.invalidate(key().key, 0, CHUNK, 2 * CHUNK);
+        open.set(true);
+        assert!(poll(a.as_mut(), &woken).is_ready() && cache.get(key(), 5).is_some());
     }
 }

@@ -25,8 +25,16 @@ pub trait HostFile: 'static {
     /// Writes all of `buf` at `position` and waits until it is durable. Only for blocks written before:
     /// then one flagged write does what write and flush would do in two operations.
     fn write_durable_at(&self, buf: Self::Buf, position: u64) -> impl Future<Output = io::Result<()>>;
-    /// Reads up to `len` bytes; shorter only at the end of the file.
-    fn read_at(&self, position: u64, len: usize) -> impl Future<Output = io::Result<Vec<u8>>>;
+    /// Reads up to `len` bytes to the end of `out`; fewer only at the end of the file.
+    fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> impl Future<Output = io::Result<()>>;
+    /// Reads up to `len` bytes; fewer only at the end of the file.
+    fn read_at(&self, position: u64, len: usize) -> impl Future<Output = io::Result<Vec<u8>>> {
+        async move {
+            let mut out = Vec::with_capacity(len);
+            self.read_into(&mut out, position, len).await?;
+            Ok(out)
+        }
+    }
     /// Makes every completed write durable (data and what is needed to read it back).
     fn flush(&self) -> impl Future<Output = io::Result<()>>;
     /// Cuts or extends the file.

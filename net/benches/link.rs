@@ -4,6 +4,7 @@
 //! bytes, over both in turn; both sides' CPU together.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::mpsc,
     time::{Duration, Instant},
@@ -13,10 +14,14 @@ use bytes::Bytes;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use glommio::{
     LocalExecutorBuilder, Placement,
-    net::{TcpListener, TcpStream},
+    net::{Preallocated, TcpListener, TcpStream},
 };
-use millrace_net::quic::{Credentials, Endpoint, bind, tls::node_name};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use millrace_net::quic::{Endpoint, FrameReceiver, FrameSender, bind};
+
+#[path = "../tests/authority/mod.rs"]
+mod authority;
+
+use authority::{ca, credentials};
 
 /// Time of one measurement.
 const TIME: Duration = Duration::from_secs(2);
@@ -26,24 +31,6 @@ const ROUNDS: usize = 3;
 /// Bytes of a frame, and frames in flight.
 const CASES: [(usize, usize); 4] = [(100, 1), (1_000, 1), (1_000, 64), (131_072, 16)];
 
-fn ca() -> CertifiedIssuer<'static, KeyPair> {
-    let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signed")
-}
-
-fn credentials(node: i32, ca: &CertifiedIssuer<'static, KeyPair>) -> Credentials {
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec![node_name(node)]).expect("a name");
-    let certificate = params.signed_by(&key, ca).expect("signed");
-    Credentials::from_pem(
-        ca.pem().as_bytes(),
-        certificate.pem().as_bytes(),
-        key.serialize_pem().as_bytes(),
-    )
-    .expect("sound")
-}
-
 /// CPU time of this process.
 fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
@@ -52,25 +39,36 @@ fn cpu() -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-fn report(
-    what: &str,
-    size: usize,
-    window: usize,
-    frames: u64,
-    mut waits: Vec<Duration>,
-    took: Duration,
-    cpu: Duration,
-) {
+/// The client's side of a connection.
+trait Link {
+    async fn send(&mut self);
+    async fn receive(&mut self);
+}
+
+/// Keeps `window` frames without an answer for a while, and tells what came of it.
+async fn drive(what: &str, size: usize, window: usize, link: &mut impl Link) {
+    let (begun, before) = (Instant::now(), cpu());
+    let (mut sent, mut waits) = (VecDeque::new(), Vec::new());
+    while begun.elapsed() < TIME {
+        while sent.len() < window {
+            sent.push_back(Instant::now());
+            link.send().await;
+        }
+        link.receive().await;
+        waits.push(sent.pop_front().expect("one was sent").elapsed());
+    }
+    let (took, cpu) = (begun.elapsed(), cpu() - before);
     waits.sort_unstable();
     let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_micros();
-    let bytes = frames as f64 * size as f64;
+    let frames = waits.len() as f64;
+    let bytes = frames * size as f64;
     println!(
         "{what:5} {size:>7} B x {window:<3} {:>9.0} frames/s {:>8.1} MB/s  p50 {:>6} us  p99 {:>6} us  {:>6.2} CPU us a frame, {:>5.2} CPU s a GB",
-        frames as f64 / took.as_secs_f64(),
+        frames / took.as_secs_f64(),
         bytes / took.as_secs_f64() / 1e6,
         at(0.5),
         at(0.99),
-        cpu.as_secs_f64() * 1e6 / frames as f64,
+        cpu.as_secs_f64() * 1e6 / frames,
         cpu.as_secs_f64() / bytes * 1e9,
     );
 }
@@ -93,9 +91,40 @@ fn pair<S: Future<Output = ()> + 'static, C: Future<Output = ()> + 'static>(
     thread.join().expect("the server");
 }
 
+struct Quic {
+    tx: FrameSender,
+    rx: FrameReceiver,
+    payload: Bytes,
+}
+
+impl Link for Quic {
+    async fn send(&mut self) {
+        self.tx.send([vec![self.payload.clone()]]).await.expect("sent");
+    }
+
+    async fn receive(&mut self) {
+        self.rx.next().await.expect("an answer").expect("an answer");
+    }
+}
+
+struct Tcp {
+    stream: TcpStream<Preallocated>,
+    frame: Vec<u8>,
+}
+
+impl Link for Tcp {
+    async fn send(&mut self) {
+        self.stream.write_all(&self.frame).await.expect("sent");
+    }
+
+    async fn receive(&mut self) {
+        self.stream.read_exact(&mut [0; ANSWER]).await.expect("an answer");
+    }
+}
+
 fn quic(size: usize, window: usize) {
     let ca = ca();
-    let (server, client) = (credentials(1, &ca), credentials(2, &ca));
+    let (server, client) = (credentials(1, &ca, &ca), credentials(2, &ca, &ca));
     pair(
         move |tell| async move {
             let socket = bind(([127, 0, 0, 1], 0).into()).expect("a port");
@@ -112,27 +141,9 @@ fn quic(size: usize, window: usize) {
         move |address| async move {
             let endpoint = Endpoint::new(bind(([127, 0, 0, 1], 0).into()).expect("a port"), &client).expect("sound");
             let connection = endpoint.connect(address, 1).await.expect("it listens");
-            let (mut tx, mut rx) = connection.open(1 << 20).await.expect("connected");
+            let (tx, rx) = connection.open(1 << 20).await.expect("connected");
             let payload = Bytes::from(vec![1; size]);
-            let (begun, before) = (Instant::now(), cpu());
-            let (mut sent, mut waits) = (std::collections::VecDeque::new(), Vec::new());
-            while begun.elapsed() < TIME {
-                while sent.len() < window {
-                    sent.push_back(Instant::now());
-                    tx.send([vec![payload.clone()]]).await.expect("sent");
-                }
-                rx.next().await.expect("an answer").expect("an answer");
-                waits.push(sent.pop_front().expect("one was sent").elapsed());
-            }
-            report(
-                "QUIC",
-                size,
-                window,
-                waits.len() as u64,
-                waits,
-                begun.elapsed(),
-                cpu() - before,
-            );
+            drive("QUIC", size, window, &mut Quic { tx, rx, payload }).await;
             connection.close("done");
             endpoint.close().await;
         },
@@ -160,28 +171,9 @@ fn tcp(size: usize, window: usize) {
         move |address| async move {
             let stream = TcpStream::connect(address).await.expect("it listens");
             stream.set_nodelay(true).expect("a socket");
-            let mut stream = stream.buffered();
             let frame = [&(size as u32).to_be_bytes()[..], &vec![1; size]].concat();
-            let mut answer = [0; ANSWER];
-            let (begun, before) = (Instant::now(), cpu());
-            let (mut sent, mut waits) = (std::collections::VecDeque::new(), Vec::new());
-            while begun.elapsed() < TIME {
-                while sent.len() < window {
-                    sent.push_back(Instant::now());
-                    stream.write_all(&frame).await.expect("sent");
-                }
-                stream.read_exact(&mut answer).await.expect("an answer");
-                waits.push(sent.pop_front().expect("one was sent").elapsed());
-            }
-            report(
-                "TCP",
-                size,
-                window,
-                waits.len() as u64,
-                waits,
-                begun.elapsed(),
-                cpu() - before,
-            );
+            let stream = stream.buffered();
+            drive("TCP", size, window, &mut Tcp { stream, frame }).await;
         },
     );
 }

@@ -4,28 +4,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use glommio::{LocalExecutorBuilder, Placement, timer::sleep};
-use millrace_net::quic::{Credentials, Endpoint, LinkError, bind, tls::node_name};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use millrace_net::quic::{Credentials, Endpoint, LinkError, bind};
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
+mod authority;
 
-fn ca() -> Ca {
-    let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signed")
-}
-
-fn credentials(node: i32, signed_by: &Ca, believes: &Ca) -> Credentials {
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec![node_name(node)]).expect("a name");
-    let certificate = params.signed_by(&key, signed_by).expect("signed");
-    Credentials::from_pem(
-        believes.pem().as_bytes(),
-        certificate.pem().as_bytes(),
-        key.serialize_pem().as_bytes(),
-    )
-    .expect("sound")
-}
+use authority::{ca, credentials};
 
 /// Runs a server that echoes frames, as node 1, and `client` beside it.
 fn with_echo<F: Future<Output = ()> + 'static>(

@@ -7,7 +7,7 @@ use millrace_cluster::{
         brokers::{self, IsrChange},
         members::{self, Joining},
     },
-    metadata::Registration,
+    metadata::{Image, MetadataRecord, Registration},
     peer::StreamKind,
 };
 use millrace_engine::host::Host;
@@ -175,33 +175,7 @@ pub async fn resign(node: &Rc<Node>) {
 /// [`Failure`]; nothing has changed then, or it will be seen later.
 pub async fn give_up(node: &Rc<Node>, partitions: Vec<(uuid::Uuid, u32)>) -> Result<(), Failure> {
     let me = node.shared.node_id;
-    node.router
-        .call(node, 0, move |n| async move {
-            n.coordinator()
-                .controller
-                .change(&n, |image| (brokers::give_up(image, me, &partitions), ()))
-                .await
-        })
-        .await?
-        .map_err(Failure::from)
-}
-
-/// Makes sure that nobody counts on this node's copy of a partition, from any of its shards: it is in no ISR and not eligible,
-/// `leader` leads, and that is agreed on. False if it is not so, or not known.
-pub async fn is_spare(node: &Rc<Node>, topic: uuid::Uuid, partition: u32, leader: i32) -> bool {
-    let me = node.shared.node_id;
-    let spare = node.router.call(node, 0, move |n| async move {
-        let coordinator = n.coordinator();
-        let controller = &coordinator.controller;
-        let given_up = controller.change(&n, |image| (brokers::give_up(image, me, &[(topic, partition)]), ()));
-        given_up.await.is_ok()
-            && controller.catch_up(&n).await
-            && controller.quorum.with(|q| {
-                (q.image().partition(&topic, partition))
-                    .is_some_and(|p| p.leader == leader && !p.isr.contains(&me) && !p.elr.contains(&me))
-            })
-    });
-    spare.await.unwrap_or(false)
+    change(node, move |image| brokers::give_up(image, me, &partitions)).await
 }
 
 /// Asks the controller for other ISRs of partitions that this node leads, from any of its shards.
@@ -210,13 +184,32 @@ pub async fn is_spare(node: &Rc<Node>, topic: uuid::Uuid, partition: u32, leader
 /// [`Failure`]; nothing has changed then, or it will be seen later.
 pub async fn alter_isr(node: &Rc<Node>, changes: Vec<IsrChange>) -> Result<(), Failure> {
     let me = node.shared.node_id;
-    node.router
-        .call(node, 0, move |n| async move {
-            n.coordinator()
-                .controller
-                .change(&n, |image| (brokers::alter_isr(image, me, &changes), ()))
-                .await
-        })
-        .await?
-        .map_err(Failure::from)
+    change(node, move |image| brokers::alter_isr(image, me, &changes)).await
+}
+
+async fn change(node: &Rc<Node>, make: impl Fn(&Image) -> Vec<MetadataRecord> + Send + 'static) -> Result<(), Failure> {
+    let changed = node.router.call(node, 0, move |n| async move {
+        let coordinator = n.coordinator();
+        coordinator.controller.change(&n, |image| (make(image), ())).await
+    });
+    changed.await?.map_err(Failure::from)
+}
+
+/// Makes sure that nobody counts on this node's copy of a partition, from any of its shards: it is in no ISR and not eligible,
+/// `leader` leads, and that is agreed on. False if it is not so, or not known.
+pub async fn is_spare(node: &Rc<Node>, topic: uuid::Uuid, partition: u32, leader: i32) -> bool {
+    if give_up(node, vec![(topic, partition)]).await.is_err() {
+        return false;
+    }
+    let me = node.shared.node_id;
+    let spare = node.router.call(node, 0, move |n| async move {
+        let coordinator = n.coordinator();
+        let controller = &coordinator.controller;
+        controller.catch_up(&n).await
+            && controller.quorum.with(|q| {
+                (q.image().partition(&topic, partition))
+                    .is_some_and(|p| p.leader == leader && !p.isr.contains(&me) && !p.elr.contains(&me))
+            })
+    });
+    spare.await.unwrap_or(false)
 }

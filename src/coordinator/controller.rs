@@ -81,6 +81,10 @@ impl ControllerDriver {
     /// Waits until every shard of this node has all changes that were answered anywhere before this was called; false if the quorum
     /// does not say what they are in time.
     pub async fn catch_up(&self, node: &Rc<Node>) -> bool {
+        if self.quorum.with(|q| q.is_alone()) {
+            // Whatever was answered, every shard has.
+            return true;
+        }
         let called = Instant::now();
         let _turn = self.looking.acquire(1).await;
         if let Some((began, answered)) = self.looked.get() {

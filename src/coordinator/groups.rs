@@ -47,6 +47,9 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of records in one batch of a snapshot.
 const SNAPSHOT_BATCH_BYTES: usize = 256 << 10;
 
+/// A group's partition, and the epoch of this node's leadership under which it was loaded.
+type Place = (PartitionKey, i32);
+
 enum Answer {
     Joined(Result<Joined, (GroupError, String)>),
     Synced(Result<Synced, GroupError>),
@@ -262,6 +265,10 @@ impl GroupsDriver {
             };
             match output {
                 Output::Persist { group, records } => {
+                    // Now, not when it is its turn: what it rests on was loaded under this epoch.
+                    let Ok(place) = self.place(node, &group) else {
+                        continue;
+                    };
                     let records = records
                         .into_iter()
                         .map(|(key, value)| NewRecord {
@@ -270,7 +277,7 @@ impl GroupsDriver {
                             timestamp: node.steady_ms(),
                         })
                         .collect::<Vec<_>>();
-                    if let Err(failure) = self.append(node, &group, &records).await {
+                    if let Err(failure) = self.persist(node, place, &records).await {
                         if matches!(
                             failure.error,
                             ResponseError::NotCoordinator | ResponseError::NotLeaderOrFollower
@@ -406,7 +413,7 @@ impl GroupsDriver {
         result
     }
 
-    /// Commits offsets, durably.
+    /// Commits offsets, durably, if the member may do so at the moment they are appended: another generation's would follow them.
     ///
     /// # Errors
     /// [`Failure`].
@@ -414,6 +421,7 @@ impl GroupsDriver {
         &self,
         node: &Rc<Node>,
         group: &str,
+        caller: Caller<'_>,
         offsets: Vec<(String, i32, Committed)>,
     ) -> Result<(), Failure> {
         if offsets.is_empty() {
@@ -427,20 +435,28 @@ impl GroupsDriver {
                 timestamp: committed.commit_ms,
             })
             .collect();
+        self.ready(node, group, true).await?;
         // What was removed before is removed in the log before.
         self.drain(node).await;
-        let (key, epoch) = self.partition_for(node, group).await?;
         let one = self.appends.acquire(1).await;
-        self.append_to(node, key, epoch, &records).await?;
-        let now = node.steady_ms();
-        {
+        let place = self.place(node, group)?;
+        let check = || {
+            if self.place(node, group)? != place {
+                return Err(GroupError::NotCoordinator);
+            }
             let mut state = self.state.borrow_mut();
+            state.check_commit(group, caller, node.steady_ms())
+        };
+        self.append_if(node, place, &records, check).await?;
+        // Who has lost the group, and perhaps won it anew, has read it from the log or will.
+        if self.place(node, group) == Ok(place) {
+            let (mut state, now) = (self.state.borrow_mut(), node.steady_ms());
             for (topic, partition, committed) in offsets {
                 state.committed(group, &topic, partition, committed, now);
             }
         }
         drop(one);
-        self.snapshot_if_due(node, key, epoch).await
+        self.snapshot_if_due(node, place).await
     }
 
     /// A topic is gone, and with it what was committed for it.
@@ -449,45 +465,42 @@ impl GroupsDriver {
         self.drain(node).await;
     }
 
-    async fn append(&self, node: &Rc<Node>, group: &str, records: &[NewRecord]) -> Result<(), Failure> {
-        let (key, epoch) = self.partition_for(node, group).await?;
-        self.append_to(node, key, epoch, records).await?;
-        self.snapshot_if_due(node, key, epoch).await
+    async fn persist(&self, node: &Rc<Node>, place: Place, records: &[NewRecord]) -> Result<(), Failure> {
+        self.append_if(node, place, records, || Ok(())).await?;
+        self.snapshot_if_due(node, place).await
     }
 
-    async fn append_to(
+    /// Appends what `check` still allows when there is room for it; returns once all in sync hold it.
+    async fn append_if(
         &self,
         node: &Rc<Node>,
-        key: PartitionKey,
-        epoch: i32,
+        (key, epoch): Place,
         records: &[NewRecord],
+        check: impl FnOnce() -> Result<(), GroupError>,
     ) -> Result<i64, Failure> {
         let payload = kafka_batch::build(records, (-1, -1, -1));
         let (info, _) = kafka_batch::parse(&payload).map_err(millrace_engine::AppendError::Batch)?;
         let permit = node.engine.admit(payload.len()).await;
         let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader)?;
         slot.check_leads(epoch)?;
+        check()?;
         let appended = node.engine.append(key, epoch, vec![(info, payload)], permit)?;
         slot.wait_acknowledged(epoch, appended.end_offset, true, 1).await?;
         Ok(appended.base_offset)
     }
 
-    /// The group's partition, and the epoch under which this node leads it.
-    async fn partition_for(&self, node: &Rc<Node>, group: &str) -> Result<(PartitionKey, i32), Failure> {
-        self.ready(node, group, true).await?;
+    /// Where a group that is loaded here stands.
+    fn place(&self, node: &Node, group: &str) -> Result<Place, GroupError> {
         let view = node.view();
-        let topic = view
-            .image
-            .topic(OFFSETS_TOPIC)
-            .ok_or_else(Failure::coordinator_not_available)?;
+        let topic = view.image.topic(OFFSETS_TOPIC).ok_or(GroupError::NotCoordinator)?;
         let partition = partition_of(group, topic.partitions.len());
-        let key = PartitionKey {
-            topic: topic.id,
-            partition,
-        };
-        let loaded = self.loaded.borrow().get(&partition).copied();
-        let (epoch, _) = loaded.ok_or(GroupError::NotCoordinator)?;
-        Ok((key, epoch))
+        match self.loaded.borrow().get(&partition) {
+            Some((epoch, true)) => {
+                let topic = topic.id;
+                Ok((PartitionKey { topic, partition }, *epoch))
+            }
+            _ => Err(GroupError::NotCoordinator),
+        }
     }
 
     /// Makes `__consumer_offsets` if it is not there.
@@ -524,7 +537,8 @@ impl GroupsDriver {
             .await?
     }
 
-    async fn snapshot_if_due(&self, node: &Rc<Node>, key: PartitionKey, epoch: i32) -> Result<(), Failure> {
+    async fn snapshot_if_due(&self, node: &Rc<Node>, place: Place) -> Result<(), Failure> {
+        let (key, _) = place;
         let Some(log) = node.engine.partition(&key) else {
             return Ok(());
         };
@@ -561,7 +575,7 @@ impl GroupsDriver {
                 .count()
                 .max(1);
             let (batch, after) = rest.split_at(take);
-            let base = self.append_to(node, key, epoch, batch).await?;
+            let base = self.append_if(node, place, batch, || Ok(())).await?;
             start.get_or_insert(base);
             rest = after;
         }

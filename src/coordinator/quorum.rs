@@ -33,6 +33,8 @@ const SUSPECTED_SILENCE: Duration = Duration::from_millis(100);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node waits to hear what is agreed on before it answers by what it knows.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_millis(500);
+/// When it asks again meanwhile: a question is lost with the leader that it went to.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a proposal may be without an answer before it counts as lost and is made again.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -372,20 +374,30 @@ impl QuorumDriver {
         if self.quorum.borrow().is_alone() {
             return Some(self.quorum.borrow().image().version);
         }
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
-        self.quorum.borrow_mut().ask_index(id);
-        self.wake();
-        let caught_up = self.changed.wait(|| {
-            let index = self.indexes.borrow().get(&id).copied()?;
-            let quorum = self.quorum.borrow();
-            (quorum.applied_index() >= index).then(|| quorum.image().version)
-        });
-        let patience = async {
-            host.sleep(CATCH_UP_TIMEOUT).await;
-            None
-        };
-        futures_lite::future::or(async { Some(caught_up.await) }, patience).await
+        let asks = CATCH_UP_TIMEOUT.as_millis() / ASK_AGAIN.as_millis();
+        let mut asked = Vec::new();
+        for _ in 0..asks {
+            let id = self.next_id.get();
+            self.next_id.set(id + 1);
+            self.quorum.borrow_mut().ask_index(id);
+            self.wake();
+            asked.push(id);
+            let caught_up = self.changed.wait(|| {
+                let indexes = self.indexes.borrow();
+                let index = asked.iter().find_map(|id| indexes.get(id))?;
+                let quorum = self.quorum.borrow();
+                (quorum.applied_index() >= *index).then(|| quorum.image().version)
+            });
+            let patience = async {
+                host.sleep(ASK_AGAIN).await;
+                None
+            };
+            let version = futures_lite::future::or(async { Some(caught_up.await) }, patience).await;
+            if version.is_some() {
+                return version;
+            }
+        }
+        None
     }
 
     fn check(&self) -> Result<(), MetadataError> {

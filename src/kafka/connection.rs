@@ -34,6 +34,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// It connected to this core's own port: to a broker that has this core's partitions only.
     pub to_core: bool,
+    /// It has sent neither Metadata nor Produce requests before this one.
+    pub has_only_come: bool,
 }
 
 /// An answer's place in the order.
@@ -73,8 +75,12 @@ pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
     let limit = node.shared.settings.number("max.connections") as usize;
     if open < limit {
         if let Ok(address) = stream.peer_addr() {
-            let peer = Peer { address, to_core };
-            if let Err(error) = run(&node, stream, &peer).await {
+            let mut peer = Peer {
+                address,
+                to_core,
+                has_only_come: true,
+            };
+            if let Err(error) = run(&node, stream, &mut peer).await {
                 log_end(&peer, &error);
             }
         }
@@ -93,7 +99,7 @@ fn log_end(peer: &Peer, error: &io::Error) {
     }
 }
 
-async fn run(node: &Rc<Node>, stream: TcpStream, peer: &Peer) -> io::Result<()> {
+async fn run(node: &Rc<Node>, stream: TcpStream, peer: &mut Peer) -> io::Result<()> {
     let frame_limit = node.shared.settings.number("socket.request.max.bytes") as usize;
     let (mut reader, writer) = listener::split(stream, frame_limit);
     let answers = Rc::new(Answers::default());
@@ -109,7 +115,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
     node: &Rc<Node>,
     reader: &mut listener::FrameReader<R>,
     answers: &Rc<Answers>,
-    peer: &Peer,
+    peer: &mut Peer,
 ) -> io::Result<()> {
     let in_flight_max = node.shared.settings.number("max.inflight.requests.per.connection") as usize;
     while !answers.closed.get() {
@@ -139,6 +145,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
             .wait(|| (answers.in_flight.get() < below || answers.closed.get()).then_some(()))
             .await;
         let place = answers.place();
+        let introduces = matches!(request.api, ApiKey::Produce | ApiKey::Metadata);
         if pipelined {
             answers.in_flight.set(answers.in_flight.get() + 1);
             node.in_flight.set(node.in_flight.get() + 1);
@@ -156,6 +163,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
             drop(permit);
             finish(answers, &place, reply);
         }
+        peer.has_only_come &= !introduces;
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         },
         RequestKind::Fetch(r) => Reply::Bytes(h::fetch::handle(node, version, id, r).await),
         RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
-        RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, r).await),
+        RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, peer, r).await),
         RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, version, r).await),
         RequestKind::OffsetFetch(r) => answer!(h::offset_fetch::handle(node, version, r).await),
         RequestKind::FindCoordinator(r) => answer!(h::find_coordinator::handle(node, version, r).await),

@@ -61,6 +61,7 @@ pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: Wait) -> Vec<Re
         let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader);
         let done = slot.and_then(|slot| {
             slot.check_leads(epoch)?;
+            slot.check_sequel(&append.batches)?;
             let done = node.engine.append(key, epoch, append.batches, permit)?;
             Ok((slot, done))
         });

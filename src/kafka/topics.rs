@@ -23,12 +23,19 @@ pub async fn view_for<'a>(node: &Rc<Node>, mut topics: impl Iterator<Item = (&'a
     if topics.all(is_known) {
         return view;
     }
-    let caught_up = node.router.call(node, 0, |n| async move {
-        n.coordinator().controller.catch_up(&n).await;
-    });
-    // A node that is stopping answers by what it knows.
-    let _ = caught_up.await;
+    catch_up(node).await;
     node.view()
+}
+
+/// Waits until this node knows all that was agreed on before; false if the quorum does not say in time what that is, or the node
+/// stops.
+pub async fn catch_up(node: &Rc<Node>) -> bool {
+    let caught_up = (node.router).call(
+        node,
+        0,
+        |n| async move { n.coordinator().controller.catch_up(&n).await },
+    );
+    caught_up.await.unwrap_or(false)
 }
 
 /// A topic as a request names it.

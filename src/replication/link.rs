@@ -223,7 +223,10 @@ impl Link {
             to(node, &slot, follower).push(key);
             return None;
         }
-        let rate = throttle::rate(node).filter(|_| lane == Lane::CatchUp);
+        let rate = match lane {
+            Lane::Live => None,
+            Lane::CatchUp => throttle::rate(node),
+        };
         if rate.is_some()
             && let Some(wait) = node.replication.throttle.wait()
         {

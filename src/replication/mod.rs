@@ -13,10 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use millrace_cluster::{controller::leadership, metadata::PartitionImage, replica::Leader};
 use millrace_engine::{
-    PartitionKey, PartitionMap, StorageError,
+    Offset, PartitionKey, PartitionMap, StorageError,
+    kafka_batch::BatchInfo,
+    log::ProducerStates,
     shard::Partition,
     sync::{Budget, WaitList},
 };
@@ -26,6 +29,10 @@ use self::{
     throttle::Throttle,
 };
 use crate::{kafka::errors::Failure, node::Node};
+
+/// How long after a leadership has begun producers may still send what they had in flight to the leader before: an answer
+/// of it ends the waiting at once, and so does a connection that breaks.
+const HANDOVER: Duration = Duration::from_secs(10);
 
 /// What a partition's copy here is.
 #[derive(Debug)]
@@ -50,6 +57,8 @@ pub struct Slot {
     epoch: Cell<i32>,
     /// What it is under that epoch.
     role: RefCell<Role>,
+    /// Where the log ended when this copy began to lead, and when that was.
+    begun: Cell<(Offset, Instant)>,
     /// Whoever changes a follower's log, or makes it a leader's, holds this.
     turn: Rc<Budget>,
     /// As a follower it could not do what its leader asked last.
@@ -83,6 +92,33 @@ impl Slot {
             Role::Alone | Role::Leads(_) if self.epoch.get() == epoch => Ok(()),
             _ => Err(Failure::not_leader()),
         }
+    }
+
+    /// Fails if a leadership has just begun and what idempotent producers sent before may still have to come again: the
+    /// leader before has told them that it leads no more, with batches of theirs that are here and batches that are not.
+    /// A gap (OUT_OF_ORDER_SEQUENCE_NUMBER) would have a producer that numbers anew then, as librdkafka does, write a
+    /// second time what is here; told to try again, it sends all of them in order.
+    ///
+    /// # Errors
+    /// NOT_LEADER_OR_FOLLOWER.
+    pub fn check_sequel(&self, batches: &[(BatchInfo, Bytes)]) -> Result<(), Failure> {
+        let (since, when) = self.begun.get();
+        // Nobody led before the first one.
+        if self.epoch.get() == 0 || when.elapsed() > HANDOVER {
+            return Ok(());
+        }
+        let misses = |producers: &ProducerStates| batches.iter().any(|(b, _)| producers.misses_before(b, since));
+        if self.partition.with_state(|s| misses(&s.producers)) {
+            return Err(Failure::new(
+                ResponseError::NotLeaderOrFollower,
+                "this broker has just begun to lead the partition and lacks batches that the producer sent before: send them again, in order",
+            ));
+        }
+        Ok(())
+    }
+
+    fn begins_to_lead(&self) {
+        self.begun.set((self.partition.status().log_end, Instant::now()));
     }
 
     /// Fails unless this copy may be read under `epoch`: as the leader's, or, if followers are allowed, as one that follows it.
@@ -252,6 +288,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             partition: Rc::clone(partition),
             epoch: Cell::new(-1),
             role: RefCell::new(Role::None),
+            begun: Cell::new((0, Instant::now())),
             turn: Budget::new(1),
             failed: Cell::new(false),
             returns: Cell::new(returns),
@@ -262,7 +299,9 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
     let same = slot.epoch.replace(image.leader_epoch) == image.leader_epoch;
     if image.leader == me && image.replicas.len() == 1 {
         node.engine.set_replicated(partition, false);
-        slot.role.replace(Role::Alone);
+        if !matches!(slot.role.replace(Role::Alone), Role::Alone) || !same {
+            slot.begins_to_lead();
+        }
     } else if image.leader == me {
         node.engine.set_replicated(partition, true);
         let mut role = slot.role.borrow_mut();

@@ -107,3 +107,19 @@ def broker():
     assert broker.process.poll() is None, "the broker is gone: " + broker.log_text()
     assert broker.stop() == 0, broker.log_text()
     broker.cleanup()
+
+
+@pytest.fixture
+def make_cluster():
+    # It imports this module.
+    from cluster import Cluster
+
+    made = []
+
+    def make(**kwargs):
+        made.append(Cluster(**kwargs))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.cleanup()

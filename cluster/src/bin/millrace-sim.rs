@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     }
     let began = Instant::now();
     let mut failed = 0;
-    let (mut acknowledged, mut elections, mut cuts) = (0, 0, 0);
+    let (mut acknowledged, mut elections, mut cuts, mut commits) = (0, 0, 0, 0);
     for seed in from..from + seeds {
         let ended = if seeds == 1 {
             explain(seed, Bug::None, |text| println!("{text}"))
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
                 acknowledged += outcome.acknowledged;
                 elections += outcome.elections;
                 cuts += outcome.cuts;
+                commits += outcome.commits;
             }
             Err(violation) => {
                 failed += 1;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     }
     let per_minute = seeds as f64 / began.elapsed().as_secs_f64() * 60.0;
     println!(
-        "{seeds} histories, {failed} failed: {acknowledged} records acknowledged, {elections} leaderships, {cuts} logs cut; {per_minute:.0} histories a minute"
+        "{seeds} histories, {failed} failed: {acknowledged} records acknowledged, {elections} leaderships, {cuts} logs cut, {commits} commits; {per_minute:.0} histories a minute"
     );
     if failed == 0 {
         ExitCode::SUCCESS

@@ -28,7 +28,8 @@ pub fn register(image: &Image, registration: &Registration) -> Result<Vec<Metada
             || known.start == registration.start && known.incarnation != registration.incarnation)
     {
         return duplicate(format!(
-            "the data folder of node {node} is an old copy: the cluster remembers its start number {}, this is number {}. Empty the              folder and start again: what it lacks will be copied to it",
+            "the data folder of node {node} is an old copy: the cluster remembers its start number {}, this is number {}. Empty the \
+             folder and start again: what it lacks will be copied to it",
             known.start, registration.start
         ));
     }
@@ -44,15 +45,11 @@ pub fn register(image: &Image, registration: &Registration) -> Result<Vec<Metada
     let mut records = vec![MetadataRecord::Broker(registration.clone())];
     // What it leads it leads on under a new epoch, and by its own settings.
     let after = image.apply(&records);
-    change_each(
-        &after,
-        &mut records,
-        |n| after.is_active(n),
-        |change| match change.next.leader {
-            -1 => change.elect(),
-            _ => change.settle(),
-        },
-    );
+    let may_lead = |n: i32| after.is_active(n);
+    records.extend(change_each(&after, all, may_lead, |change| match change.next.leader {
+        -1 => change.elect(),
+        _ => change.settle(),
+    }));
     Ok(records)
 }
 
@@ -64,21 +61,19 @@ pub fn fence(image: &Image, node: i32) -> Vec<MetadataRecord> {
     }
     let mut records = vec![MetadataRecord::Fence { node }];
     let may_lead = |n: i32| n != node && image.is_active(n);
-    change_each(image, &mut records, may_lead, |change| change.leave(node));
+    records.extend(change_each(image, all, may_lead, |change| change.leave(node)));
     records
 }
 
 /// A broker has lost all that it held.
 #[must_use]
 pub fn emptied(image: &Image, node: i32) -> Vec<MetadataRecord> {
-    let mut records = Vec::new();
     let may_lead = |n: i32| n != node && image.is_active(n);
-    change_each(image, &mut records, may_lead, |change| {
+    change_each(image, all, may_lead, |change| {
         if change.next.isr.contains(&node) || change.next.elr.contains(&node) {
             change.forget(node);
         }
-    });
-    records
+    })
 }
 
 /// A broker that is gone for good is forgotten.
@@ -176,59 +171,57 @@ pub fn alter_isr(image: &Image, leader: i32, changes: &[IsrChange]) -> Vec<Metad
 /// Partitions whose preferred leader, the first of their replicas, is in sync and takes part but does not lead: it does.
 #[must_use]
 pub fn elect_preferred(image: &Image, wanted: impl Fn(Uuid, u32) -> bool) -> Vec<MetadataRecord> {
-    let mut records = Vec::new();
-    for (topic, index, partition) in partitions(image) {
-        let Some(preferred) = partition.replicas.first().copied() else {
-            continue;
-        };
-        if partition.leader != preferred
-            && partition.isr.contains(&preferred)
-            && image.is_active(preferred)
-            && wanted(topic.id, index)
+    let wanted = |t: &TopicImage, index| wanted(t.id, index);
+    let may_lead = |n: i32| image.is_active(n);
+    change_each(image, wanted, may_lead, |change| {
+        let p = &change.next;
+        if let Some(preferred) = p.replicas.first().copied()
+            && p.leader != preferred
+            && p.isr.contains(&preferred)
+            && may_lead(preferred)
         {
-            let mut change = Change::new(image, topic, partition, |n| image.is_active(n));
             change.lead(preferred);
-            records.extend(record(topic, index, partition, change.next));
         }
-    }
-    records
+    })
 }
 
 /// Partitions without a leader: any replica that takes part leads, whatever it lacks (KIP-460).
 #[must_use]
 pub fn elect_unclean(image: &Image, wanted: impl Fn(Uuid, u32) -> bool) -> Vec<MetadataRecord> {
-    let mut records = Vec::new();
-    for (topic, index, partition) in partitions(image) {
-        let any = partition.replicas.iter().copied().find(|n| image.is_active(*n));
-        if let Some(any) = any
-            && partition.leader == -1
-            && wanted(topic.id, index)
-        {
-            let mut change = Change::new(image, topic, partition, |n| image.is_active(n));
-            change.elect();
-            if change.next.leader == -1 {
-                change.lead(any);
-            }
-            records.extend(record(topic, index, partition, change.next));
+    let wanted = |t: &TopicImage, index| wanted(t.id, index);
+    let may_lead = |n: i32| image.is_active(n);
+    change_each(image, wanted, may_lead, |change| {
+        if change.next.leader != -1 {
+            return;
         }
-    }
-    records
+        change.elect();
+        let any = change.next.replicas.iter().copied().find(|n| may_lead(*n));
+        if let (-1, Some(any)) = (change.next.leader, any) {
+            change.lead(any);
+        }
+    })
 }
 
 /// After a change of configurations: where the ISR is large enough by now, nobody else is eligible, and where any replica may
 /// lead by now, one does.
 #[must_use]
 pub fn settle(image: &Image, concerned: impl Fn(&TopicImage) -> bool) -> Vec<MetadataRecord> {
-    let mut records = Vec::new();
-    for (topic, index, partition) in partitions(image).filter(|(t, _, _)| concerned(t)) {
-        let mut change = Change::new(image, topic, partition, |n| image.is_active(n));
-        change.settle();
-        if partition.leader == -1 {
-            change.elect();
-        }
-        records.extend(record(topic, index, partition, change.next));
-    }
-    records
+    let may_lead = |n: i32| image.is_active(n);
+    change_each(
+        image,
+        |t, _| concerned(t),
+        may_lead,
+        |change| {
+            change.settle();
+            if change.next.leader == -1 {
+                change.elect();
+            }
+        },
+    )
+}
+
+fn all(_: &TopicImage, _: u32) -> bool {
+    true
 }
 
 pub(super) fn find<'a>(image: &'a Image, topic: &Uuid, index: u32) -> Option<(&'a TopicImage, &'a PartitionImage)> {
@@ -236,21 +229,27 @@ pub(super) fn find<'a>(image: &'a Image, topic: &Uuid, index: u32) -> Option<(&'
     Some((topic, topic.partitions.get(index as usize)?))
 }
 
-fn partitions(image: &Image) -> impl Iterator<Item = (&TopicImage, u32, &PartitionImage)> {
-    (image.topics()).flat_map(|t| (t.partitions.iter().zip(0..)).map(|(p, index)| (t.as_ref(), index, p)))
-}
-
+/// The records of what `make` changes of the partitions that are `wanted`.
 fn change_each<A: Fn(i32) -> bool + Copy>(
     image: &Image,
-    records: &mut Vec<MetadataRecord>,
+    wanted: impl Fn(&TopicImage, u32) -> bool,
     may_lead: A,
     mut make: impl FnMut(&mut Change<'_, A>),
-) {
-    for (topic, index, partition) in partitions(image) {
-        let mut change = Change::new(image, topic, partition, may_lead);
-        make(&mut change);
-        records.extend(record(topic, index, partition, change.next));
+) -> Vec<MetadataRecord> {
+    let mut records = Vec::new();
+    for topic in image.topics() {
+        for (partition, index) in topic
+            .partitions
+            .iter()
+            .zip(0..)
+            .filter(|(_, index)| wanted(topic, *index))
+        {
+            let mut change = Change::new(image, topic, partition, may_lead);
+            make(&mut change);
+            records.extend(record(topic, index, partition, change.next));
+        }
     }
+    records
 }
 
 /// The record of a change, if it is one.

@@ -197,4 +197,5 @@ pub(super) fn lose_log(node: &mut Node) {
     node.checked = 0;
     node.role = Role::None;
     node.appends.clear();
+    node.coordinating = None;
 }

@@ -1,6 +1,8 @@
-//! Histories of one replicated partition, drawn from a seed: a leader, its followers and the controller's decisions are the very
-//! code that brokers run; logs, network and time are models. Nodes crash and forget what was not durable, are paused until
-//! they are fenced, lose connections, learn of metadata late, lose their disks while others have what was on them; replicas are exchanged; then everything is mended and progress is demanded.
+//! Histories of one replicated partition, drawn from a seed: a leader, its followers, the controller's decisions and the coordinator
+//! of a group whose log the partition is are the very code that brokers run; logs, network, time and consumers are models. Nodes
+//! crash and forget what was not durable, are paused until they are fenced, lose connections, learn of metadata late, lose their disks
+//! while others have what was on them; replicas are exchanged; consumers pause and come back; then everything is mended and progress
+//! is demanded.
 //!
 //! Checked after every step:
 //!
@@ -8,11 +10,15 @@
 //! 2. No offset below a leader's high watermark is ever seen with two values, and a leader's high watermark is backed by its log.
 //! 3. Two nodes never lead under one epoch.
 //! 4. Nobody is asked to cut below its high watermark.
+//! 5. Whoever coordinates knows every commit that was acknowledged, or a later one; no member commits in another's generation, and
+//!    generations only grow. In the end all are members, each partition has one consumer, and the group rests.
 //!
 //! The same seed gives the same history. [`Bug`] plants one, to show that it would be found.
 
 mod checks;
+mod consumers;
 mod faults;
+mod groups;
 mod metadata;
 mod node;
 mod replication;
@@ -22,7 +28,10 @@ use std::collections::{BTreeMap, VecDeque};
 use millrace_engine::{LeaderEpoch, Offset};
 use uuid::Uuid;
 
-use self::node::{Message, Node, Rng, Role, Tell};
+use self::{
+    groups::Groups,
+    node::{Message, Node, Rng, Role, Tell},
+};
 use crate::metadata::{Image, MetadataRecord, PartitionImage};
 
 const TOPIC: Uuid = Uuid::from_u128(1);
@@ -44,6 +53,10 @@ pub enum Bug {
     AckBeforeFlush,
     /// The high watermark moves although too few are in sync, and those that left are still taken for eligible.
     IgnoresMinInsync,
+    /// A commit of offsets is acknowledged before others hold it.
+    CommitsEarly,
+    /// Commits are taken from whoever sends them, as from members that a rebalance has passed by.
+    ZombiesCommit,
 }
 
 /// What a history came to.
@@ -55,6 +68,8 @@ pub struct Outcome {
     pub elections: usize,
     /// Logs cut.
     pub cuts: usize,
+    /// Commits of offsets acknowledged.
+    pub commits: usize,
     /// Hash of everything that happened.
     pub trace: u64,
 }
@@ -89,6 +104,7 @@ struct World {
     leaders: BTreeMap<LeaderEpoch, usize>,
     /// The last leadership whose log was compared with all that was acknowledged.
     looked_through: Option<LeaderEpoch>,
+    groups: Groups,
     faults: bool,
     outcome: Outcome,
     tell: Option<Tell>,
@@ -117,18 +133,21 @@ impl World {
             self.step()?;
         }
         self.mend();
-        let before = self.outcome.acknowledged;
+        let before = self.outcome;
         for _ in 0..2_500 {
             self.step()?;
         }
-        if self.outcome.acknowledged == before {
+        if self.outcome.acknowledged == before.acknowledged || self.outcome.commits == before.commits {
             return Err(self.fail("nothing was acknowledged after everything was mended".into()));
         }
         let p = self.partition();
         if p.isr.len() != p.replicas.len() || !p.adding.is_empty() || !p.removing.is_empty() || !p.elr.is_empty() {
             return Err(self.fail("not all replicas are in sync after everything was mended".into()));
         }
-        Ok(self.outcome)
+        match self.group_unsettled() {
+            Some(why) => Err(self.fail(why)),
+            None => Ok(self.outcome),
+        }
     }
 
     fn new(seed: u64, bug: Bug, tell: Option<Tell>) -> Self {
@@ -171,6 +190,7 @@ impl World {
             visible: BTreeMap::new(),
             leaders: BTreeMap::new(),
             looked_through: None,
+            groups: Groups::new(3),
             faults: true,
             outcome: Outcome::default(),
             tell,
@@ -243,6 +263,7 @@ impl World {
         }
         self.produce();
         self.acknowledge()?;
+        self.coordinate()?;
         self.agree_late();
         self.fence();
         self.check()

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use millrace_engine::{LeaderEpoch, Offset, log::EpochCache};
 
+use super::groups::Coordinating;
 use crate::{
     metadata::PartitionImage,
     replica::{Answer, Leader, Request, follower::Log},
@@ -59,6 +60,8 @@ pub(super) struct Node {
     pub emptied: bool,
     /// Appends that are to be answered when they are durable: log end, to whom, what was asked.
     pub appends: VecDeque<(Offset, usize, Request)>,
+    /// Its groups, while it leads.
+    pub coordinating: Option<Coordinating>,
 }
 
 impl Node {
@@ -70,6 +73,7 @@ impl Node {
         self.epoch = -1;
         self.news.clear();
         self.appends.clear();
+        self.coordinating = None;
     }
 
     pub fn append(&mut self, entry: Entry) {

@@ -68,9 +68,10 @@ impl HostFile for GlommioFile {
         self.durable.write(self.file.as_raw_fd(), buf.0, position).await
     }
 
-    async fn read_at(&self, position: u64, len: usize) -> io::Result<Vec<u8>> {
+    async fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> io::Result<()> {
         let result = self.file.read_at_aligned(position, len).await.map_err(flat)?;
-        Ok(result.to_vec())
+        out.extend_from_slice(&result);
+        Ok(())
     }
 
     async fn flush(&self) -> io::Result<()> {

@@ -418,12 +418,13 @@ impl HostFile for SimFile {
         self.flush().await
     }
 
-    async fn read_at(&self, position: u64, len: usize) -> io::Result<Vec<u8>> {
+    async fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> io::Result<()> {
         let s = self.host.0.borrow();
         let bytes = &s.inodes[&self.inode].current;
         let start = (position as usize).min(bytes.len());
         let end = (start + len).min(bytes.len());
-        Ok(bytes[start..end].to_vec())
+        out.extend_from_slice(&bytes[start..end]);
+        Ok(())
     }
 
     async fn flush(&self) -> io::Result<()> {

@@ -83,6 +83,8 @@ pub struct Journal<H: Host, C> {
     /// Slot written to last, if it holds unflushed groups.
     unflushed_slot: Cell<Option<u32>>,
     stalls: Cell<u64>,
+    /// When a group was last written, ms.
+    used_ms: Cell<i64>,
 }
 
 /// Journal bytes after which write-back begins, if half of the ring is not less.
@@ -90,6 +92,9 @@ const WRITE_BACK_BYTES: u64 = 12 << 20;
 
 /// The same for each partition that would be written.
 const PARTITION_BYTES: u64 = 32 << 10;
+
+/// Time after a group in which the next one is expected.
+const IN_USE_MS: u64 = 50;
 
 /// Name of a ring file.
 #[must_use]
@@ -125,6 +130,7 @@ impl<H: Host, C> Journal<H, C> {
             written: Cell::new(Position::START),
             unflushed_slot: Cell::new(None),
             stalls: Cell::new(0),
+            used_ms: Cell::new(i64::MIN),
         };
         journal.add_slot(0).await?;
         Ok(journal)
@@ -227,6 +233,7 @@ impl<H: Host, C> Journal<H, C> {
                     .await
             }
         };
+        self.used_ms.set(self.host.now_ms());
         let path = slot_path(&self.config.dir, self.config.shard, place.slot);
         if let Some(old) = self.unflushed_slot.get()
             && old != place.slot
@@ -321,6 +328,12 @@ impl<H: Host, C> Journal<H, C> {
         let ring = self.ring.borrow();
         let enough = WRITE_BACK_BYTES.max(partitions as u64 * PARTITION_BYTES);
         ring.used_bytes() > enough.min(ring.capacity_bytes() / 2)
+    }
+
+    /// Whether groups were written a moment ago, so that others will follow.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.host.now_ms().abs_diff(self.used_ms.get()) < IN_USE_MS
     }
 
     /// Whether so little of the ring is left that appends may soon wait.

@@ -121,6 +121,8 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) queue: Rc<Budget>,
     /// Bytes being written to segments in the background.
     pub(crate) writing: Rc<Budget>,
+    /// Reads in flight while the journal is in use.
+    pub(crate) reading: Rc<Budget>,
     pub(crate) arena: Arena,
     /// Batches in memory, oldest first: the order of eviction.
     pub(crate) tail_order: RefCell<PagedDeque<(Rc<Partition>, Offset)>>,
@@ -172,6 +174,7 @@ impl<H: Host> Shard<H> {
             read_cache: ReadCache::new(config.read_cache_bytes),
             queue: Budget::new(config.queue_bytes),
             writing: Budget::new(PACED_IN_FLIGHT),
+            reading: Budget::new(read::READS_IN_USE),
             arena: Arena::new(config.tail_bytes),
             host,
             partitions: RefCell::default(),

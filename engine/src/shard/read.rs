@@ -27,6 +27,11 @@ const CURSORS_MAX: usize = 16;
 const INDEXES_MAX: usize = 16;
 /// Pieces read ahead of a sequential reader: enough to keep the device busy while one is served.
 const READ_AHEAD: u64 = 2;
+/// Bytes of one read while the journal is in use: its next write stands behind all reads in the disk's queue (kernel-notes.md).
+/// Divides [`CHUNK`].
+const PIECE: usize = 128 << 10;
+/// Most of these in flight.
+pub(super) const READS_IN_USE: u64 = 2;
 
 /// What a read gives.
 #[derive(Debug, Default)]
@@ -448,34 +453,39 @@ impl<H: Host> Shard<H> {
     }
 
     async fn load_chunk(&self, key: ChunkKey, until: usize) -> Result<Bytes, StorageError> {
-        let inner = &self.0;
-        loop {
-            if let Some(bytes) = inner.read_cache.get(key, until) {
-                return Ok(bytes);
-            }
-            match inner.read_cache.begin(key) {
-                Ok(version) => {
-                    let result = self.read_chunk(key).await;
-                    inner.read_cache.finish(key, version, result.as_ref().ok().cloned());
-                    return result;
-                }
-                Err(loading) => {
-                    loading.wait(|| (!inner.read_cache.is_loading(key)).then_some(())).await;
-                }
-            }
-        }
+        self.0.read_cache.load(key, until, self.read_chunk(key)).await
     }
 
     async fn read_chunk(&self, key: ChunkKey) -> Result<Bytes, StorageError> {
-        let file = self.0.files.get(key.key, key.base, Missing::Refuse).await?;
-        file.read_at(key.index * CHUNK, CHUNK as usize)
-            .await
-            .map(Bytes::from)
-            .map_err(|source| StorageError::Io {
-                operation: "read",
-                path: segment_path(self.0.files.logs(), &key.key, key.base),
-                source,
-            })
+        let inner = &self.0;
+        let file = inner.files.get(key.key, key.base, Missing::Refuse).await?;
+        let mut out = Vec::with_capacity(CHUNK as usize);
+        while out.len() < CHUNK as usize {
+            let appends_wait = inner.journal.is_in_use();
+            let len = if appends_wait {
+                PIECE
+            } else {
+                CHUNK as usize - out.len()
+            };
+            let turn = if appends_wait {
+                Some(inner.reading.acquire(1).await)
+            } else {
+                None
+            };
+            let (position, expected) = (key.index * CHUNK + out.len() as u64, out.len() + len);
+            file.read_into(&mut out, position, len)
+                .await
+                .map_err(|source| StorageError::Io {
+                    operation: "read",
+                    path: segment_path(inner.files.logs(), &key.key, key.base),
+                    source,
+                })?;
+            drop(turn);
+            if out.len() < expected {
+                break;
+            }
+        }
+        Ok(Bytes::from(out))
     }
 
     fn corrupt(&self, partition: &Partition, base: Offset, position: u64, reason: &str) -> StorageError {

@@ -109,8 +109,25 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
 /// If a field was set that the version does not have: a bug of the handler.
 #[must_use]
 pub fn encode<R: Encodable + HeaderVersion>(api: ApiKey, response: &R, version: i16, correlation_id: i32) -> BytesMut {
+    encode_large(api, response, version, correlation_id, 0)
+}
+
+/// As [`encode`], for a response that carries so many bytes of records: growing to that step by step would copy them several
+/// times.
+///
+/// # Panics
+/// As [`encode`].
+#[must_use]
+pub fn encode_large<R: Encodable + HeaderVersion>(
+    api: ApiKey,
+    response: &R,
+    version: i16,
+    correlation_id: i32,
+    records: usize,
+) -> BytesMut {
     let known = newer::known(api, version);
-    let mut out = BytesMut::with_capacity(256);
+    // Besides records there is little: some ten bytes of each partition.
+    let mut out = BytesMut::with_capacity(256 + records + records / 64);
     out.extend_from_slice(&[0; 4]);
     ResponseHeader::default()
         .with_correlation_id(correlation_id)

@@ -122,7 +122,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         wait_for_more(node, &partitions, &asked, min_bytes, wait).await;
         outcomes = pass(node, &partitions, &asked, max_bytes).await;
     }
-    encode(respond(node, session_id, incremental, by_id, &partitions, outcomes))
+    let records = outcomes.iter().flatten().map(|g| g.bytes.len()).sum();
+    let response = respond(node, session_id, incremental, by_id, &partitions, outcomes);
+    codec::encode_large(ApiKey::Fetch, &response, version, correlation_id, records)
 }
 
 fn wanted(request: &FetchRequest) -> Vec<(SessionPartition, Wanted)> {

@@ -1,7 +1,18 @@
 //! Metadata, versions 0 to 13: topics by name or id, auto-creation (version 4 and above ask for it, older ones always
-//! do), this broker or its cores as the only ones.
+//! do), brokers or their cores.
+//!
+//! What a client is told first it believes for long: a partition that was led by nobody, or by a broker of whom others do not know,
+//! stays unknown to librdkafka's queries of offsets until it refreshes its metadata, minutes later. So the first answer on a
+//! connection rests on all that was agreed on, which this node may be late to hear of, and waits until who follows a leader that
+//! has died is elected. Later ones name nobody meanwhile and keep nobody waiting: librdkafka goes on sending to the dead leader until
+//! it is told, and waits longer after each failure (kernel-notes.md).
 
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    collections::BTreeSet,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kafka_protocol::{
     ResponseError,
@@ -21,15 +32,21 @@ use uuid::Uuid;
 use crate::{
     endpoints::Endpoints,
     kafka::{
+        connection::Peer,
         create,
         errors::Failure,
-        topics::{OPERATIONS_UNKNOWN, view_for},
+        topics::{OPERATIONS_UNKNOWN, catch_up, view_for},
     },
     node::{Node, OFFSETS_TOPIC, View},
 };
 
+/// Longest that a first answer waits; then it says what this node knows.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether somebody was elected.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// Handles a request.
-pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> MetadataResponse {
+pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: MetadataRequest) -> MetadataResponse {
     // Version 0 means all topics by an empty list, later ones by null.
     let all = match &request.topics {
         None => true,
@@ -41,6 +58,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
     let named = wanted
         .iter()
         .map(|t| (t.name.as_ref().map_or("", |n| n.as_str()), t.topic_id));
+    let until = Instant::now() + PATIENCE;
+    let may_wait = || peer.has_only_come && Instant::now() < until && !node.is_stopping();
+    while may_wait() && !catch_up(node).await {}
     let mut view = view_for(node, named).await;
     let mut refused = Vec::new();
     if may_create && !all {
@@ -54,6 +74,10 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
             refused = create::automatically(node, missing).await;
             view = node.view();
         }
+    }
+    while may_wait() && awaits_election(node, &view, &wanted, all) {
+        node.host_sleep(LOOK).await;
+        view = node.view();
     }
     let endpoints = node.endpoints();
     let suspects = node.suspects.borrow().clone();
@@ -86,6 +110,23 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: MetadataRequest) -> 
         response.cluster_id = Some(StrBytes::from_string(view.image.cluster_id.clone()));
     }
     response
+}
+
+/// Whether some partition asked for is led by a node that seems to have died.
+fn awaits_election(node: &Node, view: &Arc<View>, wanted: &[MetadataRequestTopic], all: bool) -> bool {
+    let suspects = node.suspects.borrow();
+    if suspects.is_empty() {
+        return false;
+    }
+    let awaits = |t: &TopicImage| t.partitions.iter().any(|p| suspects.contains(&p.leader));
+    if all {
+        return view.image.topics().any(|t| awaits(t));
+    }
+    let named = |t: &MetadataRequestTopic| match &t.name {
+        Some(name) if t.topic_id.is_nil() => view.image.topic(name),
+        _ => view.image.topic_by_id(&t.topic_id),
+    };
+    wanted.iter().filter_map(named).any(|t| awaits(t))
 }
 
 fn one(

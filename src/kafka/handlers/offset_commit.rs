@@ -103,6 +103,7 @@ async fn commit(node: &Rc<Node>, version: i16, request: OffsetCommitRequest) -> 
             Ok((codes, accepted))
         })
         .await?;
-    coordinator.groups.commit(node, &request.group_id, accepted).await?;
+    let groups = &coordinator.groups;
+    groups.commit(node, &request.group_id, caller, accepted).await?;
     Ok(codes)
 }
