@@ -147,8 +147,6 @@ pub struct Resolved {
     pub leader: i32,
     /// Leadership.
     pub leader_epoch: i32,
-    /// Replicas in sync.
-    pub isr: usize,
 }
 
 impl Node {
@@ -372,7 +370,6 @@ impl Node {
             shard: *view.placement.get(&key).ok_or_else(Failure::not_leader)? as usize,
             leader: image.leader,
             leader_epoch: image.leader_epoch,
-            isr: image.isr.len(),
         })
     }
 

@@ -16,7 +16,10 @@ use millrace_engine::{BatchError, PartitionKey, ReadError, host::Host, kafka_bat
 use millrace_net::kafka::compression;
 
 use super::errors::Failure;
-use crate::{node::Node, replication::Slot};
+use crate::{
+    node::Node,
+    replication::{Slot, now_ms},
+};
 
 /// Batches for one partition.
 #[derive(Debug)]
@@ -54,6 +57,7 @@ pub struct Acked {
 /// Appends to partitions of this shard in order, then waits until all are held as they are to be.
 pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: Wait) -> Vec<Result<Acked, Failure>> {
     let mut appended = Vec::with_capacity(appends.len());
+    let now = now_ms(node);
     for append in appends {
         let bytes = append.batches.iter().map(|(_, b)| b.len()).sum();
         let permit = node.engine.admit(bytes).await;
@@ -61,7 +65,10 @@ pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: Wait) -> Vec<Re
         let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader);
         let done = slot.and_then(|slot| {
             slot.check_leads(epoch)?;
-            slot.check_sequel(&append.batches)?;
+            if matches!(wait, Wait::InSync(_)) {
+                slot.check_in_sync(now, min_insync)?;
+            }
+            slot.check_sequel(now, &append.batches)?;
             let done = node.engine.append(key, epoch, append.batches, permit)?;
             Ok((slot, done))
         });

@@ -41,7 +41,7 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
     leader.committed(&image, min_insync(node, &slot, &image), now_ms(node));
     let reached = leader.high_watermark();
     slot.shards.borrow_mut().clear();
-    slot.begins_to_lead();
+    slot.begins_to_lead(now_ms(node));
     slot.role.replace(Role::Leads(Box::new(leader)));
     drop(turn);
     node.engine.advance_high_watermark(&slot.partition, reached);

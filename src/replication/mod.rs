@@ -15,9 +15,13 @@ use std::{
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
-use millrace_cluster::{controller::leadership, metadata::PartitionImage, replica::Leader};
+use millrace_cluster::{
+    controller::leadership,
+    metadata::PartitionImage,
+    replica::{Handover, Leader, handover},
+};
 use millrace_engine::{
-    Offset, PartitionKey, PartitionMap, StorageError,
+    PartitionKey, PartitionMap, StorageError,
     kafka_batch::BatchInfo,
     log::ProducerStates,
     shard::Partition,
@@ -29,10 +33,6 @@ use self::{
     throttle::Throttle,
 };
 use crate::{kafka::errors::Failure, node::Node};
-
-/// How long after a leadership has begun producers may still send what they had in flight to the leader before: an answer
-/// of it ends the waiting at once, and so does a connection that breaks.
-const HANDOVER: Duration = Duration::from_secs(10);
 
 /// What a partition's copy here is.
 #[derive(Debug)]
@@ -57,8 +57,8 @@ pub struct Slot {
     epoch: Cell<i32>,
     /// What it is under that epoch.
     role: RefCell<Role>,
-    /// Where the log ended when this copy began to lead, and when that was.
-    begun: Cell<(Offset, Instant)>,
+    /// Until when gaps of idempotent producers may close by themselves.
+    handover: Cell<Handover>,
     /// Whoever changes a follower's log, or makes it a leader's, holds this.
     turn: Rc<Budget>,
     /// As a follower it could not do what its leader asked last.
@@ -94,31 +94,47 @@ impl Slot {
         }
     }
 
-    /// Fails if a leadership has just begun and what idempotent producers sent before may still have to come again: the
-    /// leader before has told them that it leads no more, with batches of theirs that are here and batches that are not.
-    /// A gap (OUT_OF_ORDER_SEQUENCE_NUMBER) would have a producer that numbers anew then, as librdkafka does, write a
-    /// second time what is here; told to try again, it sends all of them in order.
+    /// Fails if batches that idempotent producers sent before these may still have to come again: they were in flight to the leader
+    /// before, or refused here a moment ago.
     ///
     /// # Errors
     /// NOT_LEADER_OR_FOLLOWER.
-    pub fn check_sequel(&self, batches: &[(BatchInfo, Bytes)]) -> Result<(), Failure> {
-        let (since, when) = self.begun.get();
-        // Nobody led before the first one.
-        if self.epoch.get() == 0 || when.elapsed() > HANDOVER {
+    pub fn check_sequel(&self, now: i64, batches: &[(BatchInfo, Bytes)]) -> Result<(), Failure> {
+        let handover = self.handover.get();
+        if handover.is_over(now) {
             return Ok(());
         }
-        let misses = |producers: &ProducerStates| batches.iter().any(|(b, _)| producers.misses_before(b, since));
-        if self.partition.with_state(|s| misses(&s.producers)) {
+        let keeps_out = |producers: &ProducerStates| {
+            let mut infos = batches.iter().map(|(info, _)| info);
+            infos.any(|info| handover.keeps_out(producers, info, now))
+        };
+        if self.partition.with_state(|s| keeps_out(&s.producers)) {
             return Err(Failure::new(
                 ResponseError::NotLeaderOrFollower,
-                "this broker has just begun to lead the partition and lacks batches that the producer sent before: send them again, in order",
+                "batches that the producer sent before are not here yet: send them again, in order",
             ));
         }
         Ok(())
     }
 
-    fn begins_to_lead(&self) {
-        self.begun.set((self.partition.status().log_end, Instant::now()));
+    fn begins_to_lead(&self, now: i64) {
+        self.handover.set(Handover::at(now, handover::SPAN_MS));
+    }
+
+    /// Fails if too few replicas are in sync for a batch that all of them are to have.
+    ///
+    /// # Errors
+    /// NOT_ENOUGH_REPLICAS.
+    pub fn check_in_sync(&self, now: i64, min_insync: usize) -> Result<(), Failure> {
+        let in_sync = self.in_sync().unwrap_or(1);
+        if in_sync >= min_insync {
+            return Ok(());
+        }
+        self.handover.set(Handover::at(now, handover::SPAN_MS));
+        Err(Failure::new(
+            ResponseError::NotEnoughReplicas,
+            too_few(in_sync, min_insync),
+        ))
     }
 
     /// Fails unless this copy may be read under `epoch`: as the leader's, or, if followers are allowed, as one that follows it.
@@ -240,9 +256,13 @@ impl Slot {
         let in_sync = self.in_sync().filter(|n| *n < min_insync)?;
         Some(Failure::new(
             ResponseError::NotEnoughReplicasAfterAppend,
-            format!("{in_sync} replicas are in sync, min.insync.replicas is {min_insync}"),
+            too_few(in_sync, min_insync),
         ))
     }
+}
+
+fn too_few(in_sync: usize, min_insync: usize) -> String {
+    format!("{in_sync} replicas are in sync, min.insync.replicas is {min_insync}")
 }
 
 impl Replication {
@@ -288,7 +308,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             partition: Rc::clone(partition),
             epoch: Cell::new(-1),
             role: RefCell::new(Role::None),
-            begun: Cell::new((0, Instant::now())),
+            handover: Cell::new(Handover::NONE),
             turn: Budget::new(1),
             failed: Cell::new(false),
             returns: Cell::new(returns),
@@ -300,7 +320,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
     if image.leader == me && image.replicas.len() == 1 {
         node.engine.set_replicated(partition, false);
         if !matches!(slot.role.replace(Role::Alone), Role::Alone) || !same {
-            slot.begins_to_lead();
+            slot.begins_to_lead(now_ms(node));
         }
     } else if image.leader == me {
         node.engine.set_replicated(partition, true);
@@ -335,7 +355,7 @@ fn min_insync(node: &Node, slot: &Slot, image: &PartitionImage) -> usize {
 }
 
 /// Milliseconds of a clock that does not jump.
-fn now_ms(node: &Node) -> i64 {
+pub(crate) fn now_ms(node: &Node) -> i64 {
     node.started.elapsed().as_millis() as i64
 }
 

@@ -69,7 +69,7 @@ struct Follower {
     durable_end: Offset,
     /// When it last held all that the leader held at that time.
     caught_up_ms: i64,
-    /// The leader's log end when the follower last moved, and when that was.
+    /// A log end of the leader that the follower is yet to reach, and when that was its end.
     seen: (Offset, i64),
     /// High watermark that it was told.
     told: Offset,
@@ -381,10 +381,12 @@ impl Follower {
         self.durable_end = self.durable_end.max(durable_end);
         if self.durable_end >= log_end {
             self.caught_up_ms = now_ms;
-        } else if self.durable_end >= self.seen.0 {
-            self.caught_up_ms = self.caught_up_ms.max(self.seen.1);
         }
-        self.seen = (log_end, now_ms);
+        // The mark stays until it is reached: there is always something on its way to a follower of a busy leader.
+        if self.durable_end >= self.seen.0 {
+            self.caught_up_ms = self.caught_up_ms.max(self.seen.1);
+            self.seen = (log_end, now_ms);
+        }
     }
 }
 

@@ -48,20 +48,23 @@ impl World {
             if in_sync < MIN_INSYNC {
                 continue;
             }
-            self.outcome.acknowledged += 1;
-            if let Some(other) = self.acknowledged.insert(w.offset, w.value) {
-                return Err(self.fail(format!(
-                    "offset {} was acknowledged as {other} and as {}",
-                    w.offset, w.value
-                )));
-            }
-            if let Some(leader) = self.leader() {
-                self.holds(leader, w.offset, w.value)?;
-            }
+            self.acknowledged_at(w.offset, w.value)?;
         }
         self.waiting = still;
         self.trace(self.outcome.acknowledged as u64);
         Ok(())
+    }
+
+    /// A producer was told that its record stands there.
+    pub(super) fn acknowledged_at(&mut self, offset: Offset, value: u64) -> Result<(), String> {
+        self.outcome.acknowledged += 1;
+        if let Some(other) = self.acknowledged.insert(offset, value) {
+            return Err(self.fail(format!("offset {offset} was acknowledged as {other} and as {value}")));
+        }
+        match self.leader() {
+            Some(leader) => self.holds(leader, offset, value),
+            None => Ok(()),
+        }
     }
 
     /// Who leads under the latest epoch, and knows it.
@@ -93,7 +96,14 @@ impl World {
             }
             for offset in from..to {
                 let value = self.nodes[node].log[offset as usize].1;
-                let known = *self.visible.entry(offset).or_insert(value);
+                let known = match self.visible.get(&offset) {
+                    Some(known) => *known,
+                    None => {
+                        self.visible.insert(offset, value);
+                        self.seen_in_sequence(offset, value)?;
+                        value
+                    }
+                };
                 if known != value {
                     return Err(self.fail(format!(
                         "offset {offset} was seen as {known}, node {node} shows {value}"

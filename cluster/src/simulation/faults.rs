@@ -38,7 +38,8 @@ impl World {
                 }
             }
             8 if self.nodes[node].up => self.empty(node),
-            9 if self.rng.chance(2) => self.reassign(),
+            // Nobody gives up a copy while another one is lost and nobody knows yet.
+            9 if self.rng.chance(2) && !self.nodes.iter().any(|n| n.emptied) => self.reassign(),
             4..7 => {
                 let other = self.rng.below(self.nodes.len() as u64) as usize;
                 self.cut_link(node, other);
@@ -58,6 +59,7 @@ impl World {
             self.cut_link(node, other);
         }
         self.waiting.retain(|w| w.node != node);
+        self.producers_lose(node);
         self.trace(node as u64);
         self.tell(|w| format!("node {node} crashes, its log ends at {}", w.nodes[node].log.len()));
     }

@@ -1,9 +1,12 @@
 //! The controller of a world: what is agreed on, and when nodes learn of it.
 
-use millrace_engine::{Offset, log::EpochCache};
+use millrace_engine::{
+    Offset,
+    log::{EpochCache, ProducerStates},
+};
 
 use super::{
-    Bug, LAG_MS, MIN_INSYNC, SESSION_MS, TOPIC, World,
+    Bug, HANDOVER_MS, LAG_MS, MIN_INSYNC, SESSION_MS, TOPIC, World,
     node::{Node, Role},
 };
 use crate::{
@@ -12,7 +15,7 @@ use crate::{
         reassign::{self, Wish},
     },
     metadata::{Image, MetadataRecord, Registration},
-    replica::Leader,
+    replica::{Handover, Leader},
 };
 
 pub(super) fn registration(node: i32, start: u64, directory: u8) -> Registration {
@@ -113,6 +116,7 @@ impl World {
                 leader.local(n.log_end(), n.durable as Offset);
                 leader.committed(&image, min_insync, now);
                 n.role = Role::Leads(leader);
+                n.handover = Handover::at(now, HANDOVER_MS);
                 n.checked = 0;
                 self.outcome.elections += 1;
                 if let Some(other) = self.leaders.insert(image.leader_epoch, node)
@@ -192,6 +196,7 @@ impl World {
 pub(super) fn lose_log(node: &mut Node) {
     node.log.clear();
     node.epochs = EpochCache::default();
+    node.producers = ProducerStates::default();
     node.durable = 0;
     node.high_watermark = 0;
     node.checked = 0;

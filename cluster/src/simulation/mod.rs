@@ -12,6 +12,8 @@
 //! 4. Nobody is asked to cut below its high watermark.
 //! 5. Whoever coordinates knows every commit that was acknowledged, or a later one; no member commits in another's generation, and
 //!    generations only grow. In the end all are members, each partition has one consumer, and the group rests.
+//! 6. What an idempotent producer wrote is seen once and in order, however often it had to send it, and it is never told of a gap
+//!    before the oldest batch that waits for an answer: it would have to give up.
 //!
 //! The same seed gives the same history. [`Bug`] plants one, to show that it would be found.
 
@@ -21,6 +23,7 @@ mod faults;
 mod groups;
 mod metadata;
 mod node;
+mod producers;
 mod replication;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +34,7 @@ use uuid::Uuid;
 use self::{
     groups::Groups,
     node::{Message, Node, Rng, Role, Tell},
+    producers::Producers,
 };
 use crate::metadata::{Image, MetadataRecord, PartitionImage};
 
@@ -39,6 +43,8 @@ const MIN_INSYNC: usize = 2;
 /// Silence after which the controller fences a node, ms.
 const SESSION_MS: i64 = 100;
 const LAG_MS: i64 = 150;
+/// For how long a leader takes no gap for one; longer than anything is under way.
+const HANDOVER_MS: i64 = 450;
 
 /// A known mistake, planted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +63,10 @@ pub enum Bug {
     CommitsEarly,
     /// Commits are taken from whoever sends them, as from members that a rebalance has passed by.
     ZombiesCommit,
+    /// A new leader takes what was in flight to the one before for a gap.
+    GapsAfterHandover,
+    /// A leader takes what it refused for want of replicas in sync for a gap.
+    GapsAfterRefusal,
 }
 
 /// What a history came to.
@@ -70,6 +80,10 @@ pub struct Outcome {
     pub cuts: usize,
     /// Commits of offsets acknowledged.
     pub commits: usize,
+    /// Times that an idempotent producer began to number anew.
+    pub renumberings: usize,
+    /// Batches of idempotent producers that were sent again and were there.
+    pub duplicates: usize,
     /// Hash of everything that happened.
     pub trace: u64,
 }
@@ -105,6 +119,7 @@ struct World {
     /// The last leadership whose log was compared with all that was acknowledged.
     looked_through: Option<LeaderEpoch>,
     groups: Groups,
+    producers: Producers,
     faults: bool,
     outcome: Outcome,
     tell: Option<Tell>,
@@ -134,15 +149,24 @@ impl World {
         }
         self.mend();
         let before = self.outcome;
-        for _ in 0..2_500 {
+        for _ in 0..1_500 {
             self.step()?;
+        }
+        let p = self.partition();
+        for _ in 0..1_000 {
+            self.step()?;
+        }
+        if p != self.partition() {
+            return Err(self.fail("leader or ISR changes although nothing is wrong any more".into()));
         }
         if self.outcome.acknowledged == before.acknowledged || self.outcome.commits == before.commits {
             return Err(self.fail("nothing was acknowledged after everything was mended".into()));
         }
-        let p = self.partition();
         if p.isr.len() != p.replicas.len() || !p.adding.is_empty() || !p.removing.is_empty() || !p.elr.is_empty() {
             return Err(self.fail("not all replicas are in sync after everything was mended".into()));
+        }
+        if let Some(why) = self.producers_stuck() {
+            return Err(self.fail(why));
         }
         match self.group_unsettled() {
             Some(why) => Err(self.fail(why)),
@@ -191,6 +215,7 @@ impl World {
             leaders: BTreeMap::new(),
             looked_through: None,
             groups: Groups::new(3),
+            producers: Producers::new(2),
             faults: true,
             outcome: Outcome::default(),
             tell,
@@ -263,6 +288,7 @@ impl World {
         }
         self.produce();
         self.acknowledge()?;
+        self.produce_in_sequence()?;
         self.coordinate()?;
         self.agree_late();
         self.fence();

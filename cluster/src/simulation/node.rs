@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 
-use millrace_engine::{LeaderEpoch, Offset, log::EpochCache};
+use millrace_engine::{
+    LeaderEpoch, Offset,
+    log::{EpochCache, ProducerStates},
+};
 
 use super::groups::Coordinating;
 use crate::{
     metadata::PartitionImage,
-    replica::{Answer, Leader, Request, follower::Log},
+    replica::{Answer, Handover, Leader, Request, follower::Log},
 };
 
 /// xorshift64*.
@@ -45,6 +48,8 @@ pub(super) struct Node {
     pub paused_until: i64,
     pub log: Vec<Entry>,
     pub epochs: EpochCache,
+    pub producers: ProducerStates,
+    pub handover: Handover,
     pub durable: usize,
     pub high_watermark: Offset,
     /// Below this its log was compared with what others showed.
@@ -97,6 +102,7 @@ impl Node {
     pub fn cut(&mut self, to: Offset) {
         self.log.truncate(to as usize);
         self.epochs.trim_end(to);
+        self.producers.truncate(to);
         self.checked = self.checked.min(to);
         self.durable = self.durable.min(self.log.len());
         self.high_watermark = self.high_watermark.min(to);

@@ -200,9 +200,11 @@ impl World {
                 return Ok(());
             }
             Decision::Append => {
+                let first_new = n.log_end();
                 batch.into_iter().for_each(|entry| n.append(entry));
                 let end = n.log_end();
                 n.appends.push_back((end, from, request.clone()));
+                self.note_producers(node, first_new);
                 self.answer_appends(node);
             }
         }

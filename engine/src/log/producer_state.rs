@@ -127,25 +127,21 @@ impl ProducerStates {
         }
     }
 
-    /// Whether batches that its producer sent before this one may be missing because they were in flight when the leadership
-    /// that began at `since` did: it is not what follows, and its producer has written nothing under this leadership.
+    /// Whether batches that its producer sent before this one are missing: it is neither there nor what follows.
     #[must_use]
-    pub fn misses_before(&self, batch: &BatchInfo, since: Offset) -> bool {
+    pub fn misses_before(&self, batch: &BatchInfo) -> bool {
         if batch.producer_id < 0 {
             return false;
         }
-        let Some(entry) = self.entries.get(&batch.producer_id) else {
-            return batch.base_sequence != 0;
-        };
-        let last = entry.window.back();
-        if last.is_some_and(|b| b.last_offset >= since) {
-            return false;
+        let entry = self.entries.get(&batch.producer_id);
+        match entry.and_then(|e| e.window.back().map(|last| (e, last))) {
+            Some((entry, last)) if batch.producer_epoch == entry.epoch => {
+                let there = entry.window.iter().any(|b| b.first_sequence == batch.base_sequence);
+                !there && add_sequence(last.last_sequence, 1) != batch.base_sequence
+            }
+            Some((entry, _)) => batch.producer_epoch > entry.epoch && batch.base_sequence != 0,
+            None => batch.base_sequence != 0,
         }
-        let Some(last) = last.filter(|_| batch.producer_epoch == entry.epoch) else {
-            return batch.producer_epoch >= entry.epoch && batch.base_sequence != 0;
-        };
-        let there = entry.window.iter().any(|b| b.first_sequence == batch.base_sequence);
-        !there && add_sequence(last.last_sequence, 1) != batch.base_sequence
     }
 
     /// Notes an appended batch. Noting a batch a second time (replay over a snapshot) changes nothing.
@@ -314,12 +310,12 @@ mod tests {
     }
 
     #[test]
-    fn what_may_still_come_after_a_change_of_leaders_is_told_from_a_gap() {
+    fn what_is_missing_is_known() {
         let mut states = ProducerStates::default();
         for i in 0..4 {
             states.note(&header(1, i, 1, i64::from(i)), 0);
         }
-        let misses = |producer_id, producer_epoch, base_sequence, since| {
+        let misses = |producer_id, producer_epoch, base_sequence| {
             let batch = BatchInfo {
                 attributes: 0,
                 last_offset_delta: 0,
@@ -330,20 +326,15 @@ mod tests {
                 base_sequence,
                 record_count: 1,
             };
-            states.misses_before(&batch, since)
+            states.misses_before(&batch)
         };
-        // The leadership began where the log ends.
-        assert!(misses(7, 1, 6, 4));
-        assert!(!misses(7, 1, 4, 4), "it is what follows");
-        assert!(!misses(7, 1, 2, 4), "it is there");
-        assert!(
-            !misses(7, 1, 6, 3),
-            "the producer has written under this leadership: a gap"
-        );
-        // The producer began again, or has just begun.
-        assert!(misses(7, 2, 1, 4) && misses(8, 0, 1, 4));
-        assert!(!misses(7, 2, 0, 4) && !misses(8, 0, 0, 4) && !misses(-1, -1, -1, 4));
-        assert!(!misses(7, 0, 3, 4), "it is fenced");
+        assert!(misses(7, 1, 6));
+        assert!(!misses(7, 1, 4), "it is what follows");
+        assert!(!misses(7, 1, 2), "it is there");
+        // The producer began again, or is not known.
+        assert!(misses(7, 2, 1) && misses(8, 0, 1));
+        assert!(!misses(7, 2, 0) && !misses(8, 0, 0) && !misses(-1, -1, -1));
+        assert!(!misses(7, 0, 3), "it is fenced");
     }
 
     #[test]

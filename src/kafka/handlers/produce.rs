@@ -80,7 +80,6 @@ impl Rules {
 
 /// What holds for all batches of a request.
 struct Asked {
-    acks: i16,
     now: i64,
     frame_len: usize,
 }
@@ -91,7 +90,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
     let view = view_for(node, named).await;
     let now = node.now_ms();
     let acks = request.acks;
-    let asked = Asked { acks, now, frame_len };
+    let asked = Asked { now, frame_len };
     let refused = if !(-1..=1).contains(&acks) {
         Some(Failure::from(ResponseError::InvalidRequiredAcks))
     } else if request.transactional_id.is_some() {
@@ -199,15 +198,6 @@ fn prepare(
         return Err(Failure::new(
             ResponseError::InvalidTopicException,
             "only the group coordinator writes to this topic",
-        ));
-    }
-    if asked.acks == -1 && resolved.isr < rules.min_insync {
-        return Err(Failure::new(
-            ResponseError::NotEnoughReplicas,
-            format!(
-                "{} replicas are in sync, min.insync.replicas is {}",
-                resolved.isr, rules.min_insync
-            ),
         ));
     }
     let records = records.filter(|r| !r.is_empty()).ok_or(BatchError::Invalid {
