@@ -104,6 +104,10 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
                 } else {
                     host.spawn(ack);
                 }
+                // What comes next finds this one on its way to the disk.
+                for _ in 0..rng.below(4) {
+                    futures_lite::future::yield_now().await;
+                }
             }
         }
     }

@@ -14,8 +14,10 @@ use std::{
 use ::glommio::io::{BufferedFile, DmaBuffer};
 use io_uring::{IoUring, opcode, types};
 
+use crate::sync::WaitList;
+
 const RWF_DSYNC: i32 = 2;
-/// Operations of the ring; the journal has one in flight.
+/// Operations of the ring; the journal has few in flight.
 const ENTRIES: u32 = 8;
 
 /// The ring of one shard.
@@ -26,6 +28,19 @@ pub struct DurableWrites {
     /// Memory that the kernel may still read.
     in_flight: RefCell<HashMap<u64, DmaBuffer>>,
     finished: RefCell<HashMap<u64, i32>>,
+    /// Somebody reads the signal, which wakes one.
+    reads: Cell<bool>,
+    reaped: WaitList,
+}
+
+/// Whoever reads the signal; others take over when it is dropped.
+struct Reader<'a>(&'a DurableWrites);
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.0.reads.set(false);
+        self.0.reaped.wake_all();
+    }
 }
 
 impl DurableWrites {
@@ -46,16 +61,16 @@ impl DurableWrites {
             next_id: Cell::new(0),
             in_flight: RefCell::default(),
             finished: RefCell::default(),
+            reads: Cell::new(false),
+            reaped: WaitList::default(),
         })
     }
 
-    /// Writes `buffer` at `position` of an open file and waits until it is durable. One at a time: the signal
-    /// wakes one waiter.
+    /// Writes `buffer` at `position` of an open file and waits until it is durable. The kernel has it once this was polled.
     ///
     /// # Errors
     /// The write's error.
     pub async fn write(&self, file: RawFd, buffer: DmaBuffer, position: u64) -> io::Result<()> {
-        assert!(self.in_flight.borrow().is_empty(), "one durable write at a time");
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let len = buffer.len();
@@ -82,7 +97,14 @@ impl DurableWrites {
                     Err(_) => Err(io::Error::from_raw_os_error(-result)),
                 };
             }
+            if self.reads.replace(true) {
+                let mine = || self.finished.borrow().contains_key(&id) || !self.reads.get();
+                self.reaped.wait(|| mine().then_some(())).await;
+                continue;
+            }
+            let reader = Reader(self);
             self.signal.read_at(0, 8).await.map_err(io::Error::from)?;
+            drop(reader);
         }
     }
 

@@ -61,6 +61,13 @@ struct Inode {
     dirty: HashSet<u64>,
 }
 
+/// A write that the disk has been given and is not through with.
+struct Submitted {
+    inode: u64,
+    position: u64,
+    bytes: Vec<u8>,
+}
+
 /// What the next operations do instead of succeeding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
@@ -77,12 +84,17 @@ pub enum Fault {
 struct State {
     inodes: HashMap<u64, Inode>,
     next_inode: u64,
+    /// By number; a cut leaves any of them, whole, in part or not at all, whatever the order.
+    submitted: BTreeMap<u64, Submitted>,
+    next_write: u64,
     /// Names as reads see them.
     names: BTreeMap<PathBuf, u64>,
     /// Names that survive a cut.
     durable_names: BTreeMap<PathBuf, u64>,
     dirs: HashSet<PathBuf>,
     operations: u64,
+    /// How often all tasks were polled.
+    turn: u64,
     cut_at: Option<u64>,
     fail_write: Option<u64>,
     fail_flush: Option<u64>,
@@ -114,10 +126,13 @@ impl SimHost {
         Self(Rc::new(RefCell::new(State {
             inodes: HashMap::new(),
             next_inode: 0,
+            submitted: BTreeMap::new(),
+            next_write: 0,
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             dirs: HashSet::new(),
             operations: 0,
+            turn: 0,
             cut_at: None,
             fail_write: None,
             fail_flush: None,
@@ -184,6 +199,16 @@ impl SimHost {
             ids.dedup();
             for id in ids {
                 let mut bytes = old.inodes[&id].durable.clone();
+                for write in old.submitted.values().filter(|w| w.inode == id) {
+                    for (n, block) in write.bytes.chunks(BLOCK as usize).enumerate() {
+                        let start = write.position as usize + n * BLOCK as usize;
+                        let keep = kept(rng, block.len());
+                        if keep > 0 {
+                            bytes.resize(bytes.len().max(start + block.len()), 0);
+                            bytes[start..start + keep].copy_from_slice(&block[..keep]);
+                        }
+                    }
+                }
                 let mut dirty: Vec<u64> = old.inodes[&id].dirty.iter().copied().collect();
                 dirty.sort_unstable();
                 for block in dirty {
@@ -192,11 +217,7 @@ impl SimHost {
                     if start >= end {
                         continue;
                     }
-                    let keep = match rng.below(4) {
-                        0 => 0,
-                        1 => (rng.below(8) as usize * 512).min(end - start),
-                        _ => end - start,
-                    };
+                    let keep = kept(rng, end - start);
                     if keep > 0 {
                         if bytes.len() < end {
                             bytes.resize(end, 0);
@@ -232,6 +253,16 @@ impl SimHost {
             new.names = old.names.clone();
             new.durable_names = old.durable_names.clone();
             new.inodes = old.inodes.clone();
+            // The kernel may carry out what it was given, in any order.
+            for (_, write) in old.submitted.iter().filter(|(number, _)| *number % 2 == 0) {
+                if let Some(inode) = new.inodes.get_mut(&write.inode) {
+                    let at = write.position as usize;
+                    let end = at + write.bytes.len();
+                    inode.current.resize(inode.current.len().max(end), 0);
+                    inode.current[at..end].copy_from_slice(&write.bytes);
+                    inode.dirty.extend(write.position / BLOCK..(end as u64).div_ceil(BLOCK));
+                }
+            }
         }
         host
     }
@@ -288,6 +319,7 @@ impl SimHost {
         let mut idle_rounds = 0;
         loop {
             let before = self.operations();
+            self.0.borrow_mut().turn += 1;
             if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
                 return (!self.is_cut()).then_some(value);
             }
@@ -326,10 +358,13 @@ impl SimHost {
     }
 
     async fn change(&self) {
-        // One turn of the other tasks between the call and its effect, as a real disk would give them.
-        let mut yielded = false;
+        // Some turns of the other tasks between the call and its effect, as a real disk would give them.
+        let until = {
+            let s = self.0.borrow();
+            s.turn + 1 + s.operations % 3
+        };
         poll_fn(|_| {
-            if std::mem::replace(&mut yielded, true) {
+            if self.0.borrow().turn >= until {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -339,6 +374,15 @@ impl SimHost {
         if matches!(self.gate(), Gate::Cut) {
             pending::<()>().await;
         }
+    }
+}
+
+/// How much of a block a cut leaves.
+fn kept(rng: &mut SimRng, len: usize) -> usize {
+    match rng.below(4) {
+        0 => 0,
+        1 => (rng.below(8) as usize * 512).min(len),
+        _ => len,
     }
 }
 
@@ -392,15 +436,9 @@ impl HostFile for SimFile {
     async fn write_at(&self, buf: SimBuf, position: u64) -> io::Result<()> {
         assert_eq!(position % BLOCK, 0, "direct writes are block-aligned");
         assert_eq!(buf.len() as u64 % BLOCK, 0, "direct writes are whole blocks");
-        let partial = {
-            // The write that is cut may still reach the disk in part.
-            let s = self.host.0.borrow();
-            s.cut_at.is_some_and(|at| s.operations == at)
-        };
-        if partial {
-            self.put(&buf, position);
-        }
+        let number = self.submit(&buf, position);
         self.host.change().await;
+        self.host.0.borrow_mut().submitted.remove(&number);
         if count_down(&mut self.host.0.borrow_mut().fail_write) {
             return Err(eio());
         }
@@ -458,6 +496,21 @@ impl HostFile for SimFile {
 }
 
 impl SimFile {
+    fn submit(&self, buf: &[u8], position: u64) -> u64 {
+        let mut s = self.host.0.borrow_mut();
+        s.next_write += 1;
+        let number = s.next_write;
+        if s.cut_at.is_none_or(|at| s.operations <= at) {
+            let write = Submitted {
+                inode: self.inode,
+                position,
+                bytes: buf.to_vec(),
+            };
+            s.submitted.insert(number, write);
+        }
+        number
+    }
+
     fn put(&self, buf: &[u8], position: u64) {
         let mut s = self.host.0.borrow_mut();
         let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");

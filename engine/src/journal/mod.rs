@@ -1,8 +1,9 @@
 //! The shard journal: one place where all partitions of a shard become durable together.
 //!
-//! Appends of every partition gather in a queue; whenever no write is in flight, what has gathered goes out
-//! as one group, written to prewritten blocks and flushed (group commit, no linger). Files are used as
-//! a ring ([`ring`]); once the segments hold what a file carried, it is used again under a new sequence number.
+//! Appends of every partition gather in a queue; whenever fewer than [`WRITES_MAX`] writes are in flight, what has gathered
+//! goes out as one group, written to prewritten blocks and flushed (group commit, no linger). Groups count in their order,
+//! whichever write is through first. Files are used as a ring ([`ring`]); once the segments hold what a file carried, it is
+//! used again under a new sequence number.
 //!
 //! [`format`](mod@format) says what a group looks like, [`replay`] reads them back after a crash.
 
@@ -67,7 +68,14 @@ pub struct Group<C> {
     must_flush: bool,
 }
 
-/// The driver of one shard's journal. One group is in flight at a time.
+/// A group whose write is through; it counts when those before it are [`finish`](Journal::finish)ed.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    end: Position,
+    flushed: bool,
+}
+
+/// The driver of one shard's journal.
 pub struct Journal<H: Host, C> {
     host: H,
     config: JournalConfig,
@@ -78,14 +86,22 @@ pub struct Journal<H: Host, C> {
     ring_changed: WaitList,
     /// Everything below is known to be flushed.
     flushed: Cell<Position>,
-    /// Behind the last group written.
+    /// Behind the last group written of which nothing before is missing.
     written: Cell<Position>,
+    written_changed: WaitList,
+    /// Behind the last group that has its place.
+    placed: Cell<Position>,
+    /// A group waits for room in the ring.
+    wants_room: Cell<bool>,
     /// Slot written to last, if it holds unflushed groups.
     unflushed_slot: Cell<Option<u32>>,
     stalls: Cell<u64>,
     /// When a group was last written, ms.
     used_ms: Cell<i64>,
 }
+
+/// Groups in flight at a time: an append that comes while a write is under way need not wait for it.
+pub const WRITES_MAX: usize = 2;
 
 /// Journal bytes after which write-back begins, if half of the ring is not less.
 const WRITE_BACK_BYTES: u64 = 12 << 20;
@@ -128,6 +144,9 @@ impl<H: Host, C> Journal<H, C> {
             ring_changed: WaitList::default(),
             flushed: Cell::new(Position::START),
             written: Cell::new(Position::START),
+            written_changed: WaitList::default(),
+            placed: Cell::new(Position::START),
+            wants_room: Cell::new(false),
             unflushed_slot: Cell::new(None),
             stalls: Cell::new(0),
             used_ms: Cell::new(i64::MIN),
@@ -217,22 +236,45 @@ impl<H: Host, C> Journal<H, C> {
         }
     }
 
-    /// Writes a group, waiting for room in the ring, and flushes it if any of its entries asks. Returns whether
-    /// everything up to it is now flushed.
+    /// Whether a group may be written while others are: if all of them are flushed as they are written, and have their places.
+    #[must_use]
+    pub fn may_overlap(&self, group: &Group<C>) -> bool {
+        self.flushes_at_once(group) && !self.wants_room.get()
+    }
+
+    fn flushes_at_once(&self, group: &Group<C>) -> bool {
+        group.must_flush && self.unflushed_slot.get().is_none()
+    }
+
+    /// Writes a group, waiting for room in the ring, and flushes it if any of its entries asks. Groups have their places in the
+    /// order in which these futures are first polled.
     ///
     /// # Errors
     /// A failed write or flush: the journal must not be used any more.
-    pub async fn write(&self, group: &Group<C>) -> Result<bool, StorageError> {
+    pub async fn write(&self, group: &Group<C>) -> Result<Written, StorageError> {
         let place = self.ring.borrow_mut().place(group.bytes);
         let place = match place {
             Some(place) => place,
             None => {
                 self.stalls.set(self.stalls.get() + 1);
-                self.ring_changed
-                    .wait(|| self.ring.borrow_mut().place(group.bytes))
-                    .await
+                self.wants_room.set(true);
+                let place = self.ring_changed.wait(|| self.ring.borrow_mut().place(group.bytes));
+                let place = place.await;
+                self.wants_room.set(false);
+                place
             }
         };
+        let end = Position {
+            seq: place.position.seq,
+            offset: place.position.offset + group.bytes,
+        };
+        let before = self.placed.replace(end);
+        if before.seq != end.seq {
+            // The first group of a file says where the one before ended.
+            self.written_changed
+                .wait(|| (self.written.get() == before).then_some(()))
+                .await;
+        }
         self.used_ms.set(self.host.now_ms());
         let path = slot_path(&self.config.dir, self.config.shard, place.slot);
         if let Some(old) = self.unflushed_slot.get()
@@ -265,28 +307,30 @@ impl<H: Host, C> Journal<H, C> {
         }
         .encode(&mut buf);
         let file = Rc::clone(&self.files.borrow()[&place.slot]);
-        let end = Position {
-            seq: place.position.seq,
-            offset: place.position.offset + group.bytes,
-        };
-        if group.must_flush && self.unflushed_slot.get().is_none() {
+        if self.flushes_at_once(group) {
             file.write_durable_at(buf, place.position.offset)
                 .await
                 .map_err(|e| io_error("write and flush", path, e))?;
-            self.written.set(end);
-            self.flushed.set(end);
-        } else {
-            file.write_at(buf, place.position.offset)
-                .await
-                .map_err(|e| io_error("write", path, e))?;
-            self.written.set(end);
-            self.unflushed_slot.set(Some(place.slot));
-            if !group.must_flush {
-                return Ok(false);
-            }
+            return Ok(Written { end, flushed: true });
+        }
+        file.write_at(buf, place.position.offset)
+            .await
+            .map_err(|e| io_error("write", path, e))?;
+        self.written.set(end);
+        self.unflushed_slot.set(Some(place.slot));
+        if group.must_flush {
             self.flush_slot(place.slot).await?;
         }
-        Ok(true)
+        Ok(Written { end, flushed: false })
+    }
+
+    /// The write of the oldest group in flight is through.
+    pub fn finish(&self, written: Written) {
+        self.written.set(written.end);
+        if written.flushed {
+            self.flushed.set(written.end);
+        }
+        self.written_changed.wake_all();
     }
 
     async fn flush_slot(&self, slot: u32) -> Result<(), StorageError> {

@@ -1,14 +1,21 @@
-//! The group commit: one group in flight, and what its completion moves.
+//! The group commit: few groups in flight, and what their completion moves, in order.
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    ops::ControlFlow,
+    pin::Pin,
     rc::Rc,
     time::Duration,
 };
 
+use futures_lite::future;
+
 use crate::{
+    error::StorageError,
     host::Host,
-    journal::Group,
+    journal::{Group, WRITES_MAX, Written},
     log::{Cut, SegmentMeta},
     shard::{Shard, partition::Partition},
     sync::WaitList,
@@ -59,22 +66,104 @@ impl Carried {
     }
 }
 
+type Outcome = (Group<Completion>, Result<Written, StorageError>);
+
+/// A group on its way to the disk.
+struct Write {
+    /// Others may be on their way meanwhile.
+    overlaps: bool,
+    state: State,
+}
+
+enum State {
+    UnderWay(Pin<Box<dyn Future<Output = Outcome>>>),
+    Through(Group<Completion>, Result<Written, StorageError>),
+}
+
+impl Write {
+    /// Waits until the disk is through with it; may be asked again.
+    async fn through(&mut self) {
+        if let State::UnderWay(write) = &mut self.state {
+            let (group, written) = write.await;
+            self.state = State::Through(group, written);
+        }
+    }
+}
+
 impl<H: Host> Shard<H> {
     pub(crate) async fn commit_loop(&self) {
-        let inner = &self.0;
+        let journal = &self.0.journal;
+        let mut writes: VecDeque<Write> = VecDeque::with_capacity(WRITES_MAX);
         loop {
-            let group = inner.journal.next_group().await;
-            match inner.journal.write(&group).await {
-                Ok(_) => self.complete(group),
-                Err(error) => {
-                    self.poison_shard(&error);
+            let group = if writes.len() < WRITES_MAX {
+                let next = async { Some(journal.next_group().await) };
+                match writes.front_mut() {
+                    Some(oldest) => {
+                        let through = async {
+                            oldest.through().await;
+                            None
+                        };
+                        future::or(through, next).await
+                    }
+                    None => next.await,
+                }
+            } else {
+                None
+            };
+            let Some(group) = group else {
+                if self.finish_oldest(&mut writes).await.is_break() {
+                    return;
+                }
+                continue;
+            };
+            // What is not flushed as it is written is written alone.
+            while !writes.is_empty() {
+                if journal.may_overlap(&group) && writes.iter().all(|w| w.overlaps) {
+                    break;
+                }
+                if self.finish_oldest(&mut writes).await.is_break() {
                     return;
                 }
             }
-            if inner.journal.wants_write_back(inner.dirty.borrow().len()) {
-                self.want_write_back();
+            let overlaps = journal.may_overlap(&group);
+            let shard = self.clone();
+            let mut write = Write {
+                overlaps,
+                state: State::UnderWay(Box::pin(async move {
+                    let written = shard.0.journal.write(&group).await;
+                    (group, written)
+                })),
+            };
+            // It begins now, whatever else is waited for.
+            future::poll_once(write.through()).await;
+            writes.push_back(write);
+        }
+    }
+
+    /// Waits for the oldest write, and takes it in.
+    async fn finish_oldest(&self, writes: &mut VecDeque<Write>) -> ControlFlow<()> {
+        let Some(mut oldest) = writes.pop_front() else {
+            return ControlFlow::Continue(());
+        };
+        oldest.through().await;
+        let State::Through(group, written) = oldest.state else {
+            return ControlFlow::Continue(());
+        };
+        let inner = &self.0;
+        match written {
+            Ok(written) => {
+                inner.journal.finish(written);
+                self.complete(group);
+            }
+            Err(error) => {
+                self.poison_shard(&error);
+                return ControlFlow::Break(());
             }
         }
+        if inner.journal.wants_write_back(inner.dirty.borrow().len()) {
+            self.want_write_back();
+        }
+        ControlFlow::Continue(())
     }
 
     fn complete(&self, group: Group<Completion>) {
