@@ -57,7 +57,6 @@ pub struct Acked {
 /// Appends to partitions of this shard in order, then waits until all are held as they are to be.
 pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: Wait) -> Vec<Result<Acked, Failure>> {
     let mut appended = Vec::with_capacity(appends.len());
-    let now = now_ms(node);
     for append in appends {
         let bytes = append.batches.iter().map(|(_, b)| b.len()).sum();
         let permit = node.engine.admit(bytes).await;
@@ -65,6 +64,7 @@ pub async fn append(node: &Rc<Node>, appends: Vec<Append>, wait: Wait) -> Vec<Re
         let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader);
         let done = slot.and_then(|slot| {
             slot.check_leads(epoch)?;
+            let now = now_ms(node);
             if matches!(wait, Wait::InSync(_)) {
                 slot.check_in_sync(now, min_insync)?;
             }
