@@ -40,6 +40,9 @@ pub enum StorageError {
         /// Magic, version or feature bits that differ, by name.
         reason: String,
     },
+    /// The partition is on its way to another shard; that passes.
+    #[error("the partition is being moved to another core")]
+    Moving,
     /// An earlier write or flush failed; the log takes no more appends until the process is restarted.
     #[error("the log was taken offline by an earlier failure: {stage}")]
     Poisoned {
@@ -65,7 +68,7 @@ impl StorageError {
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Corrupt { .. } | Self::Incompatible { .. } | Self::Poisoned { .. } => false,
+            Self::Corrupt { .. } | Self::Incompatible { .. } | Self::Moving | Self::Poisoned { .. } => false,
         }
     }
 }

@@ -5,45 +5,21 @@
 
 mod common;
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, rc::Rc};
 
-use bytes::Bytes;
-use common::{LOG, append, config, key};
+use common::{
+    LOG, append, config,
+    history::{Model, payload, seeds, verify},
+    key,
+};
 use millrace_engine::{
     StorageError,
     disk::sim::{Fault, SimHost, SimRng},
     host::Host,
-    kafka_batch::{self, NewRecord},
     log::LogState,
     recovery::{self, Recovered},
     shard::{Shard, ShardConfig},
 };
-
-/// What a client knows: each partition's batches in order of offset, and how far they were acknowledged.
-#[derive(Default)]
-struct Model {
-    sent: BTreeMap<u32, Vec<(i64, Bytes)>>,
-    acked_end: BTreeMap<u32, i64>,
-    log_start: BTreeMap<u32, i64>,
-}
-
-fn payload(rng: &mut SimRng, tag: u64) -> Bytes {
-    let len = match rng.below(10) {
-        0..6 => rng.below(300),
-        6..9 => 1_000 + rng.below(3_000),
-        _ => 6_000 + rng.below(20_000),
-    } as usize;
-    let mut value = tag.to_le_bytes().to_vec();
-    value.resize(8 + len, tag as u8);
-    let records = (0..1 + rng.below(3))
-        .map(|_| NewRecord {
-            key: None,
-            value: Some(value.clone().into()),
-            timestamp: tag as i64,
-        })
-        .collect::<Vec<_>>();
-    kafka_batch::build(&records, (-1, -1, -1))
-}
 
 async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operations: u64, partitions: u32) {
     let mut rng = SimRng::new(seed);
@@ -80,25 +56,7 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
             }
             _ => {
                 let bytes = payload(&mut rng, tag);
-                let permit = shard.admit(bytes.len()).await;
-                let batches = kafka_batch::split(bytes.clone()).expect("built above");
-                let appended = shard.append(key(p), 1, batches, permit).expect("healthy");
-                model
-                    .borrow_mut()
-                    .sent
-                    .entry(p)
-                    .or_default()
-                    .push((appended.base_offset, bytes));
-                let ack = {
-                    let (model, partition) = (Rc::clone(&model), Rc::clone(&partition));
-                    async move {
-                        if partition.wait_high_watermark(appended.end_offset).await.is_ok() {
-                            let mut model = model.borrow_mut();
-                            let end = model.acked_end.entry(p).or_default();
-                            *end = (*end).max(appended.end_offset);
-                        }
-                    }
-                };
+                let ack = Model::append(&model, &shard, p, bytes).await.expect("healthy");
                 if rng.below(3) == 0 {
                     ack.await;
                 } else {
@@ -112,92 +70,6 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
         }
     }
     let _ = shard.flush_all().await;
-}
-
-/// Opens what recovery gave on `shards` shards and checks it against the model; goes on appending afterwards.
-async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: u32, context: &str) {
-    let mut opened = Vec::new();
-    for n in 0..shards {
-        let shard = Shard::open(host.clone(), config(n, recovered.incarnation))
-            .await
-            .expect("opens");
-        let s = shard.clone();
-        host.spawn(async move { s.run_commits().await });
-        opened.push(shard);
-    }
-    let mut found = BTreeMap::new();
-    for (i, state) in recovered.partitions.into_iter().enumerate() {
-        let shard = &opened[i % opened.len()];
-        found.insert(state.key.partition, shard.clone());
-        shard.add_partition(state, LOG);
-    }
-    for (p, acked_end) in &model.acked_end {
-        let shard = found
-            .get(p)
-            .unwrap_or_else(|| panic!("{context}: partition {p} is gone"));
-        let status = shard.partition(&key(*p)).expect("added").status();
-        assert!(
-            status.log_end >= *acked_end,
-            "{context}: partition {p} ends at {} although {acked_end} was acknowledged",
-            status.log_end
-        );
-        let acked_start = model.log_start.get(p).copied().unwrap_or(0);
-        assert!(
-            status.log_start >= acked_start,
-            "{context}: partition {p} starts at {} although {acked_start} was acknowledged",
-            status.log_start
-        );
-        let mut expected = Vec::new();
-        for (base, bytes) in &model.sent[p] {
-            let (info, _) = kafka_batch::parse(bytes).expect("sent");
-            let end = base + i64::from(info.record_count);
-            if end > status.log_start && end <= status.log_end {
-                let at = expected.len();
-                expected.extend_from_slice(bytes);
-                expected[at..at + 8].copy_from_slice(&base.to_be_bytes());
-                expected[at + 12..at + 16].copy_from_slice(&1_i32.to_be_bytes());
-            }
-        }
-        let mut got = Vec::new();
-        let mut next = status.log_start;
-        while next < status.log_end {
-            let records = shard
-                .read(key(*p), next, 10_000, true)
-                .await
-                .unwrap_or_else(|e| panic!("{context}: partition {p} offset {next}: {e}"));
-            assert!(records.next_offset > next, "{context}: no progress at {next}");
-            got.extend_from_slice(&records.bytes);
-            next = records.next_offset;
-        }
-        assert!(got == expected, "{context}: partition {p} does not hold what was sent");
-    }
-    // It goes on: an append at the end is acknowledged and read back.
-    for (p, shard) in found {
-        let bytes = kafka_batch::build(&[NewRecord::default()], (-1, -1, -1));
-        let permit = shard.admit(bytes.len()).await;
-        let batches = kafka_batch::split(bytes).expect("built");
-        let appended = shard.append(key(p), 2, batches, permit).expect("healthy");
-        let partition = shard.partition(&key(p)).expect("there");
-        partition
-            .wait_high_watermark(appended.end_offset)
-            .await
-            .expect("healthy");
-        let records = shard
-            .read(key(p), appended.base_offset, 1 << 20, true)
-            .await
-            .expect("readable");
-        assert_eq!(records.next_offset, appended.end_offset, "{context}");
-    }
-    for shard in opened {
-        shard.close().await.expect("closes");
-    }
-}
-
-fn seeds() -> Vec<u64> {
-    match std::env::var("MILLRACE_SEED") {
-        Ok(seed) => vec![seed.parse().expect("MILLRACE_SEED is a number")],
-        Err(_) => (1..=4).collect(),
-    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl<H: Host> Shard<H> {
     /// The room left on the disk after these batches, if they may be appended.
     pub(crate) fn check_appendable(&self, partition: &Partition, batches: &[Batch]) -> Result<u64, AppendError> {
         let inner = &self.0;
-        partition.check_healthy()?;
+        partition.check_writable()?;
         if let Some(stage) = inner.poisoned.borrow().clone() {
             return Err(StorageError::Poisoned { stage }.into());
         }

@@ -30,10 +30,11 @@ pub(crate) enum Completion {
         end_offset: Offset,
     },
     /// A new log start.
-    LogStart {
+    LogStart { partition: Rc<Partition>, to: Offset },
+    /// Everything of the partition that came before.
+    Settled {
         partition: Rc<Partition>,
-        to: Offset,
-        done: Rc<WaitList>,
+        done: Rc<Cell<bool>>,
     },
     /// The log is cut.
     Cut {
@@ -185,7 +186,7 @@ impl<H: Host> Shard<H> {
                         touched.push(partition);
                     }
                 }
-                Completion::LogStart { partition, to, done } => {
+                Completion::LogStart { partition, to } => {
                     let gone = partition.state.borrow_mut().advance_log_start(to);
                     if !gone.is_empty() {
                         let (shard, partition) = (self.clone(), Rc::clone(&partition));
@@ -194,7 +195,10 @@ impl<H: Host> Shard<H> {
                             .spawn(async move { shard.remove_segments(&partition, gone).await });
                     }
                     self.mark_dirty(&partition);
-                    done.wake_all();
+                    touched.push(partition);
+                }
+                Completion::Settled { partition, done } => {
+                    done.set(true);
                     touched.push(partition);
                 }
                 Completion::Cut { partition, cut, done } => {

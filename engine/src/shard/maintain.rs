@@ -13,7 +13,6 @@ use crate::{
     retention,
     segment::{index_path, partition_dir, segment_path, topic_dir},
     shard::{Shard, commit::Completion, partition::Partition},
-    sync::WaitList,
     types::{Offset, PartitionKey},
 };
 
@@ -24,7 +23,7 @@ impl<H: Host> Shard<H> {
     /// # Errors
     /// What the disk says.
     pub async fn delete_records(&self, partition: &Rc<Partition>, to: Offset) -> Result<Offset, StorageError> {
-        partition.check_healthy()?;
+        partition.check_writable()?;
         let (current, can) = {
             let state = partition.state.borrow();
             (state.log_start(), state.can_start_at(to))
@@ -32,7 +31,6 @@ impl<H: Host> Shard<H> {
         if to <= current || !can {
             return Ok(current);
         }
-        let done = Rc::new(WaitList::default());
         self.enter(
             partition,
             Entry {
@@ -44,26 +42,26 @@ impl<H: Host> Shard<H> {
                 context: Completion::LogStart {
                     partition: Rc::clone(partition),
                     to,
-                    done: Rc::clone(&done),
                 },
                 permit: None,
             },
             false,
         );
-        done.wait(|| {
-            if partition.state.borrow().log_start() >= to {
-                return Some(Ok(partition.state.borrow().log_start()));
-            }
-            partition.check_healthy().err().map(Err)
-        })
-        .await
+        let reached = || {
+            let log_start = partition.state.borrow().log_start();
+            (log_start >= to).then_some(Ok(log_start))
+        };
+        partition
+            .changed
+            .wait(|| reached().or_else(|| partition.check_healthy().err().map(Err)))
+            .await
     }
 
     /// Removes what retention says, of every partition.
     pub async fn apply_retention(&self) {
         let now = self.0.host.now_ms();
         for partition in self.partitions() {
-            if partition.check_healthy().is_err() || partition.deleted.get() {
+            if partition.check_writable().is_err() || partition.deleted.get() {
                 continue;
             }
             partition
@@ -126,20 +124,9 @@ impl<H: Host> Shard<H> {
     /// # Errors
     /// What the disk says; the next start removes what is left.
     pub fn remove_partition(&self, key: &PartitionKey) -> Result<(), StorageError> {
-        let Some(partition) = self.0.partitions.borrow_mut().remove(key) else {
+        if self.detach(key).is_none() {
             return Ok(());
-        };
-        partition.deleted.set(true);
-        partition.changed.wake_all();
-        self.0.files.forget(*key, None);
-        self.0.read_cache.forget(*key);
-        let freed: usize = partition
-            .tail
-            .take()
-            .iter_from(0)
-            .map(|e| e.batch.payload.len() + super::partition::TAIL_OVERHEAD)
-            .sum();
-        self.0.tail_bytes.set(self.0.tail_bytes.get().saturating_sub(freed));
+        }
         let dir = partition_dir(self.0.files.logs(), key);
         self.0.host.remove_dir(&dir).map_err(|source| StorageError::Io {
             operation: "remove",

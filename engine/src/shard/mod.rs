@@ -3,7 +3,8 @@
 //! Write path: [`Shard::admit`] (room in the queue) → [`Shard::append`] (offsets and places, at once) → the journal's
 //! next group, or straight to the segment for large batches (`append`) → `commit` (flushed: high watermark moves,
 //! waiters wake) → `writeback` (from memory to segments in large pieces; the journal's tail moves).
-//! A follower's appends, and the cuts that make its log its leader's, are in `replica`.
+//! A follower's appends, and the cuts that make its log its leader's, are in `replica`. How a partition goes to another shard
+//! is in `moves`.
 //! Read path: the tail in memory, else `read` through the read cache.
 //!
 //! Runs on one thread; every borrow of a cell ends before the next await.
@@ -11,6 +12,7 @@
 mod append;
 mod commit;
 mod maintain;
+mod moves;
 mod partition;
 mod read;
 mod replica;
@@ -32,7 +34,7 @@ use crate::{
     cache::ReadCache,
     error::StorageError,
     host::Host,
-    journal::{Journal, JournalConfig},
+    journal::{Journal, JournalConfig, Position},
     layout,
     log::{LogConfig, LogState},
     paged::PagedDeque,
@@ -132,6 +134,8 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) writeback_signal: WaitList,
     pub(crate) writeback_done: WaitList,
     pub(crate) writeback_running: Cell<bool>,
+    /// Where replay would begin.
+    pub(crate) checkpointed: Cell<Position>,
     pub(crate) poisoned: RefCell<Option<String>>,
     /// Bytes that may still be appended before the disk is asked again.
     pub(crate) disk_room: Cell<u64>,
@@ -185,6 +189,7 @@ impl<H: Host> Shard<H> {
             writeback_signal: WaitList::default(),
             writeback_done: WaitList::default(),
             writeback_running: Cell::new(false),
+            checkpointed: Cell::new(Position::START),
             poisoned: RefCell::default(),
             disk_room: Cell::new(0),
             disk_full: Cell::new(false),

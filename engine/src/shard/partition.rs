@@ -62,7 +62,10 @@ pub struct Partition {
     pub(crate) gate: RefCell<Gate>,
     pub(crate) changed: WaitList,
     pub(crate) poisoned: RefCell<Option<String>>,
+    /// Deleted, or moved to another shard.
     pub(crate) deleted: Cell<bool>,
+    /// On its way to another shard: the log does not change meanwhile.
+    pub(crate) moving: Cell<bool>,
     /// The high watermark is what the replicas agree on, and follows our own durable end no more.
     pub(crate) replicated: Cell<bool>,
     pub(crate) dirty: Cell<bool>,
@@ -108,6 +111,7 @@ impl Partition {
             changed: WaitList::default(),
             poisoned: RefCell::default(),
             deleted: Cell::new(false),
+            moving: Cell::new(false),
             replicated: Cell::new(false),
             dirty: Cell::new(false),
             unwritten_from: Cell::new(0),
@@ -172,6 +176,18 @@ impl Partition {
         }
     }
 
+    /// Fails unless the log may change.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`], and [`StorageError::Moving`] while another shard takes the partition over.
+    pub fn check_writable(&self) -> Result<(), StorageError> {
+        self.check_healthy()?;
+        if self.moving.get() {
+            return Err(StorageError::Moving);
+        }
+        Ok(())
+    }
+
     /// Waits until everything below `end` is as durable as the flush policy asks, on every replica in sync.
     ///
     /// # Errors
@@ -212,7 +228,7 @@ impl Partition {
         &self.changed
     }
 
-    /// Whether the partition was deleted under whoever still holds it.
+    /// Whether the partition was deleted under whoever still holds it, or moved to another shard.
     #[must_use]
     pub fn is_deleted(&self) -> bool {
         self.deleted.get()

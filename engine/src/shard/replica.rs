@@ -118,7 +118,7 @@ impl<H: Host> Shard<H> {
     /// # Errors
     /// [`StorageError::Poisoned`] if that would cut what all replicas in sync have acknowledged, and any failure of the disk.
     pub async fn truncate(&self, partition: &Rc<Partition>, to: Offset) -> Result<(), ReadError> {
-        partition.check_healthy()?;
+        partition.check_writable()?;
         let (high_watermark, log_end) = partition.with_state(|s| (s.high_watermark(), s.log_end()));
         if to < high_watermark {
             let stage = format!("asked to cut the log at {to}, below its high watermark {high_watermark}");
@@ -142,7 +142,7 @@ impl<H: Host> Shard<H> {
     /// # Errors
     /// Any failure of the disk.
     pub async fn restart_at(&self, partition: &Rc<Partition>, at: Offset) -> Result<(), StorageError> {
-        partition.check_healthy()?;
+        partition.check_writable()?;
         self.cut(partition, Cut::Restart { at }).await
     }
 

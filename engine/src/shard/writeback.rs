@@ -94,15 +94,28 @@ impl<H: Host> Shard<H> {
     }
 
     async fn write_back(&self, hurried: bool) -> Result<(), StorageError> {
+        self.between_passes(self.write_back_pass(hurried)).await
+    }
+
+    async fn between_passes(&self, work: impl Future<Output = Result<(), StorageError>>) -> Result<(), StorageError> {
         let inner = &self.0;
         inner
             .writeback_done
             .wait(|| (!inner.writeback_running.replace(true)).then_some(()))
             .await;
-        let result = self.write_back_pass(hurried).await;
+        let result = work.await;
         inner.writeback_running.set(false);
         inner.writeback_done.wake_all();
         result
+    }
+
+    /// Stores the last pass's checkpoint again, with the partitions that are here now.
+    pub(crate) async fn checkpoint_again(&self) -> Result<(), StorageError> {
+        if let Some(stage) = self.0.poisoned.borrow().clone() {
+            return Err(StorageError::Poisoned { stage });
+        }
+        self.between_passes(async { self.store_checkpoint(self.0.checkpointed.get()).await })
+            .await
     }
 
     async fn write_back_pass(&self, hurried: bool) -> Result<(), StorageError> {
@@ -323,6 +336,8 @@ impl<H: Host> Shard<H> {
             },
             &Checkpoint::new(tail, 0, partitions),
         )
-        .await
+        .await?;
+        inner.checkpointed.set(tail);
+        Ok(())
     }
 }

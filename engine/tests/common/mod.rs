@@ -1,6 +1,8 @@
 //! A small shard on a simulated disk.
 #![allow(dead_code, reason = "every test takes what it needs")]
 
+pub mod history;
+
 use std::path::PathBuf;
 
 use millrace_engine::{
