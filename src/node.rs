@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     config::{Settings, find_topic},
-    coordinator::{controller::ControllerDriver, groups::GroupsDriver},
+    coordinator::{controller::ControllerDriver, groups::GroupsDriver, moves::Moves},
     endpoints::Endpoints,
     kafka::errors::Failure,
     kafka::{handlers::init_producer_id::ProducerIds, sessions::Sessions},
@@ -134,6 +134,8 @@ pub struct Coordinator {
     pub groups: GroupsDriver,
     /// Ids for idempotent producers.
     pub producer_ids: ProducerIds,
+    /// Moves of partitions between this node's cores.
+    pub moves: Moves,
 }
 
 /// A partition as a client names it, resolved.
@@ -333,6 +335,26 @@ impl Node {
             state.forget_high_watermark();
         }
         self.engine.add_partition(state, config);
+    }
+
+    /// Settings of a partition's log.
+    #[must_use]
+    pub fn config_of(&self, key: &PartitionKey) -> LogConfig {
+        let view = self.view();
+        let topic = view.image.topic_by_id(&key.topic);
+        topic.map_or_else(LogConfig::default, |topic| {
+            log_config(&self.shared.settings, &view.image, topic)
+        })
+    }
+
+    /// A partition has come from another core, with all that its log held there: it takes its role here.
+    pub fn arrived(self: &Rc<Self>, key: &PartitionKey) {
+        let view = self.view();
+        let image = view.image.partition(&key.topic, key.partition);
+        if let (Some(image), Some(partition)) = (image, self.engine.partition(key)) {
+            self.engine.resume(&partition);
+            replication::assign(self, &partition, image, false);
+        }
     }
 
     /// Begins a copy anew that has failed, as if it had never been here; its leader sends it all that it lacks.

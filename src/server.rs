@@ -18,7 +18,7 @@ use std::{
 
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
 use millrace_engine::{
-    PartitionKey, PartitionMap, StorageError,
+    PartitionKey, StorageError,
     disk::glommio::{GlommioHost, settle},
     host::Host,
     log::LogState,
@@ -31,7 +31,7 @@ use thiserror::Error;
 use crate::{
     config::{ConfigError, Settings, Source, parse_size},
     coordinator::{
-        brokers, controller,
+        brokers,
         join::{self, JoinError, Joining},
     },
     doctor,
@@ -383,7 +383,8 @@ async fn first_shard(
     };
     let image = node.coordinator().controller.quorum.image();
     identity.check_cluster(&image.cluster_id)?;
-    let placement = controller::place(&image, &PartitionMap::default(), shards, context.shared.node_id);
+    node.coordinator().controller.remember(recovered.homes);
+    let placement = (node.coordinator().controller).place(&image, shards, context.shared.node_id);
     let view = Arc::new(View {
         me: context.shared.node_id,
         image,

@@ -2,9 +2,10 @@
 //!
 //! Everything here is sans-IO: inputs, time and randomness come in, outputs go out. [`metadata`] holds the facts
 //! and their immutable image, [`controller`] turns `(image, request)` into `(records, response)`, [`group`] is the
-//! group coordinator. The drivers are the node's.
+//! group coordinator, [`cores`] says which core of a node has what. The drivers are the node's.
 
 pub mod controller;
+pub mod cores;
 pub mod group;
 pub mod metadata;
 pub mod peer;

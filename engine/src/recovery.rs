@@ -48,6 +48,8 @@ pub struct Recovered {
     pub partitions: Vec<LogState>,
     /// Batches replayed from journals.
     pub replayed: u64,
+    /// The shards whose checkpoints had them last, if there were as many shards as there are to be.
+    pub homes: BTreeMap<PartitionKey, u32>,
     /// Torn tails that were left out, as file and byte.
     pub torn: Vec<(std::path::PathBuf, u64)>,
 }
@@ -64,16 +66,20 @@ pub async fn recover<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Re
     for partition in found.base.partitions {
         logs.insert(partition.key(), partition.restore());
     }
+    let mut homes = BTreeMap::new();
     for (shard, checkpoint) in found.shards {
         replay_from.insert(shard, checkpoint.replay_from());
         for partition in checkpoint.partitions {
+            homes.insert(partition.key(), shard);
             logs.insert(partition.key(), partition.restore());
         }
     }
+    homes.retain(|_, _| found.base.shards == shards);
     let mut out = Recovered {
         incarnation: found.incarnation + 1,
         partitions: Vec::new(),
         replayed: 0,
+        homes,
         torn: Vec::new(),
     };
     let files = FileCache::new(host.clone(), config.logs_dir(), config.open_files);

@@ -50,7 +50,7 @@ async fn go(from: &Shard<SimHost>, to: &Shard<SimHost>, p: u32) -> Result<(), St
         }
     };
     if let Err(error) = to.adopt(state, partition.config()).await {
-        from.fail_move(&partition, &error);
+        from.fail_move(&partition, &error.to_string());
         return Err(error);
     }
     let gone = from.let_go(&key(p)).await;
@@ -59,7 +59,7 @@ async fn go(from: &Shard<SimHost>, to: &Shard<SimHost>, p: u32) -> Result<(), St
     assert_eq!(status.durable_end, status.log_end, "all that was taken in is durable");
     match gone {
         Ok(()) => to.resume(&arrived),
-        Err(error) => to.fail_move(&arrived, &error),
+        Err(error) => to.fail_move(&arrived, &error.to_string()),
     }
     Ok(())
 }

@@ -232,6 +232,18 @@ pub const ENTRIES: &[Entry] = &[
         "How often that is looked at.",
     ),
     broker(
+        "auto.core.rebalance.enable",
+        Kind::Bool,
+        "true",
+        "Partitions go to another core of this broker where one has lasting more to do than another.",
+    ),
+    broker(
+        "core.imbalance.check.interval.seconds",
+        Kind::Int(1, 1_000_000),
+        "30",
+        "How often that is looked at; two looks must agree.",
+    ),
+    broker(
         "replica.selector.class",
         Kind::OneOf(&["", "org.apache.kafka.common.replica.RackAwareReplicaSelector"]),
         "",

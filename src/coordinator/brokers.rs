@@ -178,6 +178,15 @@ pub async fn give_up(node: &Rc<Node>, partitions: Vec<(uuid::Uuid, u32)>) -> Res
     change(node, move |image| brokers::give_up(image, me, &partitions)).await
 }
 
+/// Has this node lead a partition that it leads under a new epoch, from any of its shards.
+///
+/// # Errors
+/// [`Failure`]; nothing has changed then, or it will be seen later.
+pub async fn lead_anew(node: &Rc<Node>, topic: uuid::Uuid, partition: u32) -> Result<(), Failure> {
+    let me = node.shared.node_id;
+    change(node, move |image| brokers::lead_anew(image, me, topic, partition)).await
+}
+
 /// Asks the controller for other ISRs of partitions that this node leads, from any of its shards.
 ///
 /// # Errors

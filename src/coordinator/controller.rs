@@ -2,7 +2,7 @@
 //! answered.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
     sync::Arc,
@@ -11,11 +11,12 @@ use std::{
 
 use millrace_cluster::{
     controller::{placement::Place, topics::Defaults},
+    cores::Homes,
     metadata::{ConfigResource, Image, MetadataRecord},
 };
 use millrace_engine::{
     PartitionKey, PartitionMap,
-    sync::{Budget, WaitList},
+    sync::{Budget, Permit, WaitList},
 };
 
 pub use super::quorum::MetadataError;
@@ -23,6 +24,7 @@ use super::quorum::QuorumDriver;
 use crate::{
     kafka::errors::Failure,
     node::{Node, OFFSETS_TOPIC, View},
+    router::Stopping,
 };
 
 /// Setting of a broker that is to get no new replicas.
@@ -44,6 +46,9 @@ pub struct ControllerDriver {
     installed: Cell<u64>,
     /// Wakes when the shards have a new image.
     installs: WaitList,
+    /// Whoever says where partitions are holds this.
+    placing: Rc<Budget>,
+    homes: RefCell<Homes>,
 }
 
 impl ControllerDriver {
@@ -57,7 +62,35 @@ impl ControllerDriver {
             looked: Cell::new(None),
             installed: Cell::new(0),
             installs: WaitList::default(),
+            placing: Budget::new(1),
+            homes: RefCell::default(),
         }
+    }
+
+    /// Where partitions were before this start, as far as that is known.
+    pub fn remember(&self, homes: impl IntoIterator<Item = (PartitionKey, u32)>) {
+        let mut known = self.homes.borrow_mut();
+        homes.into_iter().for_each(|(key, shard)| known.note(key, shard));
+    }
+
+    /// Partition → shard, of those that an image gives this node.
+    pub fn place(&self, image: &Image, shards: usize, me: i32) -> PartitionMap<u32> {
+        // The coordinator is on shard 0.
+        self.homes.borrow_mut().place(image, shards, me, OFFSETS_TOPIC)
+    }
+
+    /// Nobody else says where partitions are, nor hands out a new image, while this is kept.
+    pub async fn placing(&self) -> Permit {
+        self.placing.acquire(1).await
+    }
+
+    /// A partition is on another shard now, and all shards are told. To be called by whoever is [`placing`](Self::placing).
+    pub async fn moved(&self, node: &Rc<Node>, key: PartitionKey, to: u32) {
+        self.homes.borrow_mut().note(key, to);
+        let mut view = View::clone(&node.view());
+        view.placement.insert(key, to);
+        // Only a broker that stops leaves a shard untold.
+        let _ = hand_out(node, Arc::new(view)).await;
     }
 
     /// Decides a change on the latest image and has it agreed on; `decide` returns its records and its answer, and is asked
@@ -118,6 +151,7 @@ impl ControllerDriver {
                     (version != self.installed.get() || node.is_stopping()).then_some(())
                 })
                 .await;
+            let _placing = self.placing().await;
             if node.is_stopping() {
                 self.installs.wake_all();
                 return;
@@ -125,18 +159,13 @@ impl ControllerDriver {
             let before = node.view();
             let image = self.quorum.image();
             let version = image.version;
-            let placement = place(&image, &before.placement, node.router.shards(), node.shared.node_id);
+            let placement = self.place(&image, node.router.shards(), node.shared.node_id);
             let view = Arc::new(View {
                 me: node.shared.node_id,
                 image,
                 placement,
             });
-            let for_all = Arc::clone(&view);
-            let handed = node.router.broadcast(node, move |n| {
-                let view = Arc::clone(&for_all);
-                async move { n.install(view, HashMap::new()) }
-            });
-            if handed.await.is_err() {
+            if hand_out(node, Arc::clone(&view)).await.is_err() {
                 return;
             }
             self.installed.set(version);
@@ -146,6 +175,14 @@ impl ControllerDriver {
                 .metadata_changed(node, &before.image, &view.image);
         }
     }
+}
+
+async fn hand_out(node: &Rc<Node>, view: Arc<View>) -> Result<(), Stopping> {
+    let install = move |n: Rc<Node>| {
+        let view = Arc::clone(&view);
+        async move { n.install(view, HashMap::new()) }
+    };
+    node.router.broadcast(node, install).await
 }
 
 /// Proposes a change from any shard; with `validate_only` it is decided and nothing is committed.
@@ -168,40 +205,6 @@ where
                 .await?
         })
         .await?
-}
-
-/// Partition → shard, of the partitions that this node holds: those placed stay, new ones go to the shard with the fewest. The
-/// coordinator's topic is on shard 0, where the coordinator is.
-#[must_use]
-pub fn place(image: &Image, placed: &PartitionMap<u32>, shards: usize, me: i32) -> PartitionMap<u32> {
-    let mut load = vec![0_usize; shards];
-    let mut placement = PartitionMap::with_capacity_and_hasher(placed.len(), Default::default());
-    let mut new = Vec::new();
-    for topic in image.topics() {
-        for (index, partition) in topic.partitions.iter().enumerate() {
-            let key = PartitionKey {
-                topic: topic.id,
-                partition: index as u32,
-            };
-            if !partition.replicas.contains(&me) {
-                continue;
-            }
-            if topic.name == OFFSETS_TOPIC {
-                placement.insert(key, 0);
-            } else if let Some(shard) = placed.get(&key).filter(|s| (**s as usize) < shards) {
-                placement.insert(key, *shard);
-                load[*shard as usize] += 1;
-            } else {
-                new.push(key);
-            }
-        }
-    }
-    for key in new {
-        let shard = (0..shards).min_by_key(|s| load[*s]).unwrap_or(0);
-        load[shard] += 1;
-        placement.insert(key, shard as u32);
-    }
-    placement
 }
 
 /// Brokers that take new replicas: those that take part and are not being drained.

@@ -13,9 +13,10 @@ use millrace_net::quic::Credentials;
 use thiserror::Error;
 
 use super::{
-    brokers,
+    balance, brokers,
     controller::ControllerDriver,
     groups::GroupsDriver,
+    moves::Moves,
     quorum::{self, MetadataError, QuorumDriver},
 };
 use crate::{
@@ -100,6 +101,7 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
         controller: ControllerDriver::new(Rc::clone(&quorum)),
         groups: GroupsDriver::new(&shared.settings),
         producer_ids: ProducerIds::default(),
+        moves: Moves::default(),
     }));
     let address = ports.first().and_then(|(socket, _)| socket.local_addr().ok());
     if let Some(address) = address
@@ -249,4 +251,8 @@ pub fn coordinate(node: &Rc<Node>, registration: Registration, view: &Arc<View>)
     glommio::spawn_local(async move { n.coordinator().groups.run_clock(&n).await }).detach();
     let n = Rc::clone(node);
     glommio::spawn_local(async move { brokers::run(&n, registration).await }).detach();
+    let n = Rc::clone(node);
+    glommio::spawn_local(async move { n.coordinator().moves.run(&n).await }).detach();
+    let n = Rc::clone(node);
+    glommio::spawn_local(async move { balance::run(&n).await }).detach();
 }

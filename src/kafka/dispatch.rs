@@ -62,6 +62,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         RequestKind::DescribeConfigs(r) => answer!(h::describe_configs::handle(node, version, &r)),
         RequestKind::AlterConfigs(r) => answer!(h::alter_configs::handle(node, r).await),
         RequestKind::IncrementalAlterConfigs(r) => answer!(h::incremental_alter_configs::handle(node, r).await),
+        RequestKind::AlterReplicaLogDirs(r) => answer!(h::alter_replica_log_dirs::handle(node, r).await),
         RequestKind::DescribeLogDirs(r) => answer!(h::describe_log_dirs::handle(node, version, peer, r).await),
         RequestKind::CreatePartitions(r) => answer!(h::create_partitions::handle(node, r).await),
         RequestKind::DeleteGroups(r) => answer!(h::delete_groups::handle(node, r).await),

@@ -83,6 +83,7 @@ fn storage_code(e: &StorageError) -> ResponseError {
         | StorageError::Corrupt { .. }
         | StorageError::Incompatible { .. }
         | StorageError::Poisoned { .. } => ResponseError::KafkaStorageError,
+        StorageError::Moving => ResponseError::NotLeaderOrFollower,
     }
 }
 
@@ -110,7 +111,8 @@ impl From<BatchError> for Failure {
 impl From<AppendError> for Failure {
     fn from(e: AppendError) -> Self {
         let code = match &e {
-            AppendError::UnknownPartition(_) => ResponseError::UnknownTopicOrPartition,
+            // The metadata had it on this shard: it went a moment ago, and the client is to ask again where to.
+            AppendError::UnknownPartition(_) => ResponseError::NotLeaderOrFollower,
             AppendError::Storage(s) => storage_code(s),
             AppendError::DiskFull { .. } => ResponseError::KafkaStorageError,
             AppendError::Batch(b) => batch_code(b),
@@ -124,7 +126,7 @@ impl From<AppendError> for Failure {
 impl From<ReadError> for Failure {
     fn from(e: ReadError) -> Self {
         let code = match &e {
-            ReadError::UnknownPartition(_) => ResponseError::UnknownTopicOrPartition,
+            ReadError::UnknownPartition(_) => ResponseError::NotLeaderOrFollower,
             ReadError::OffsetOutOfRange { .. } => ResponseError::OffsetOutOfRange,
             ReadError::Storage(s) => storage_code(s),
             ReadError::Batch(b) => batch_code(b),

@@ -169,11 +169,8 @@ pub async fn read(
 }
 
 async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: bool) -> Result<Given, Failure> {
-    let partition = node
-        .engine
-        .partition(&read.key)
-        .ok_or_else(Failure::unknown_partition)?;
     let slot = node.replication.slot(&read.key).ok_or_else(Failure::not_leader)?;
+    let partition = Rc::clone(&slot.partition);
     slot.check_readable(read.epoch, read.followers)?;
     if let Some(closer) = read.rack.as_deref().and_then(|rack| slot.closer(node, rack)) {
         let status = partition.status();
@@ -296,7 +293,7 @@ pub struct Looked {
 /// # Errors
 /// [`Failure`].
 pub async fn lookup(node: &Rc<Node>, key: PartitionKey, lookup: Lookup) -> Result<Looked, Failure> {
-    let partition = node.engine.partition(&key).ok_or_else(Failure::unknown_partition)?;
+    let partition = node.engine.partition(&key).ok_or_else(Failure::not_leader)?;
     let status = partition.status();
     let at = |offset: i64| Looked {
         offset,

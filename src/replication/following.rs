@@ -16,7 +16,7 @@ use millrace_cluster::{
         message::{self, Says},
     },
 };
-use millrace_engine::{AppendError, PartitionKey, batch::Batch, shard::Partition, sync::WaitList};
+use millrace_engine::{AppendError, PartitionKey, StorageError, batch::Batch, shard::Partition, sync::WaitList};
 use millrace_net::quic::{FrameReceiver, FrameSender, LinkError};
 
 use super::{Role, Slot};
@@ -91,6 +91,9 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
         }
     };
     let _turn = slot.turn.acquire(1).await;
+    if slot.gone.get() {
+        return outbox.push(&request, Says::NotYet);
+    }
     let partition = &slot.partition;
     // A log that takes nothing more, or is damaged, is no copy to count on.
     if partition.check_healthy().is_err() {
@@ -150,8 +153,8 @@ fn mend(node: &Rc<Node>, slot: &Rc<Slot>, leader: i32) {
     let key = slot.key;
     let lately = |at: &Instant| at.elapsed() < ANEW_PAUSE;
     let begun = &node.replication.begun_anew;
-    // Where the whole shard has failed, its disk is the reason.
-    if node.engine.poisoned().is_some() || begun.borrow().get(&key).is_some_and(lately) {
+    // Where the whole shard has failed, its disk is the reason. After a move that has failed two checkpoints may speak of it.
+    if node.engine.poisoned().is_some() || slot.partition.is_moving() || begun.borrow().get(&key).is_some_and(lately) {
         return;
     }
     begun.borrow_mut().insert(key, Instant::now());
@@ -162,6 +165,9 @@ fn mend(node: &Rc<Node>, slot: &Rc<Slot>, leader: i32) {
             return;
         }
         let _turn = slot.turn.acquire(1).await;
+        if slot.gone.get() {
+            return;
+        }
         tracing::warn!(partition = %key, leader, "a copy has failed and begins anew: its leader has all of it");
         if let Err(error) = node.begin_anew(key) {
             tracing::error!(partition = %key, %error, "a failed copy cannot begin anew");
@@ -191,7 +197,9 @@ fn note(node: &Rc<Node>, partition: &Rc<Partition>, request: &Request) {
     if request.log_start > partition.status().log_start && request.log_start <= partition.status().high_watermark {
         let (node, partition, to) = (Rc::clone(node), Rc::clone(partition), request.log_start);
         glommio::spawn_local(async move {
-            if let Err(error) = node.engine.delete_records(&partition, to).await {
+            if let Err(error) = node.engine.delete_records(&partition, to).await
+                && !matches!(error, StorageError::Moving)
+            {
                 tracing::warn!(partition = %partition.key, %error, "the log start could not follow the leader's");
             }
         })

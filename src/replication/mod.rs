@@ -25,7 +25,7 @@ use millrace_engine::{
     kafka_batch::BatchInfo,
     log::ProducerStates,
     shard::Partition,
-    sync::{Budget, WaitList},
+    sync::{Budget, Permit, WaitList},
 };
 
 use self::{
@@ -33,6 +33,9 @@ use self::{
     throttle::Throttle,
 };
 use crate::{kafka::errors::Failure, node::Node};
+
+/// How long the replicas have to agree on what a partition that goes to another core has taken in.
+const AGREED: Duration = Duration::from_secs(1);
 
 /// What a partition's copy here is.
 #[derive(Debug)]
@@ -61,6 +64,10 @@ pub struct Slot {
     handover: Cell<Handover>,
     /// Whoever changes a follower's log, or makes it a leader's, holds this.
     turn: Rc<Budget>,
+    /// The turn, while the partition goes to another core.
+    leaving: RefCell<Option<Permit>>,
+    /// The partition is not here any more.
+    gone: Cell<bool>,
     /// As a follower it could not do what its leader asked last.
     failed: Cell<bool>,
     /// The journal may still hold records of what this folder had of it before: they are cut off before anything else.
@@ -280,6 +287,8 @@ impl Replication {
     pub fn removed(&self, key: &PartitionKey) {
         if let Some(slot) = self.slots.borrow_mut().remove(key) {
             slot.role.replace(Role::None);
+            slot.gone.set(true);
+            slot.leaving.take();
             slot.partition.changes().wake_all();
         }
     }
@@ -310,6 +319,8 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             role: RefCell::new(Role::None),
             handover: Cell::new(Handover::NONE),
             turn: Budget::new(1),
+            leaving: RefCell::default(),
+            gone: Cell::new(false),
             failed: Cell::new(false),
             returns: Cell::new(returns),
             shards: RefCell::default(),
@@ -345,6 +356,38 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
     }
     // Whoever waits for an acknowledgement by a leader that is none any more.
     partition.changes().wake_all();
+}
+
+/// Holds a partition of this shard, which is about to go to another core: nothing changes its log from here on. Waits a moment
+/// for the replicas to agree on what was taken in before, so that its producers are answered. Returns whether it leads others.
+///
+/// # Errors
+/// It is not here, or its log has failed.
+pub async fn hold(node: &Rc<Node>, key: &PartitionKey) -> Result<bool, Failure> {
+    let slot = node.replication.slot(key).ok_or_else(Failure::not_leader)?;
+    let turn = slot.turn.acquire(1).await;
+    if slot.gone.get() {
+        return Err(Failure::not_leader());
+    }
+    slot.settle_return(node).await?;
+    node.engine.hold(&slot.partition)?;
+    slot.leaving.replace(Some(turn));
+    let leads = || matches!(&*slot.role.borrow(), Role::Leads(_));
+    let agreed = slot.partition.changes().wait(|| {
+        let status = slot.partition.status();
+        let agreed = status.high_watermark >= status.log_end || !leads() || slot.partition.check_healthy().is_err();
+        agreed.then_some(())
+    });
+    futures_lite::future::or(agreed, node.host_sleep(AGREED)).await;
+    Ok(leads())
+}
+
+/// A partition that was held stays here; if its move has failed half-way, as a log that has failed.
+pub fn resume(node: &Rc<Node>, key: &PartitionKey) {
+    if let Some(slot) = node.replication.slot(key) {
+        node.engine.resume(&slot.partition);
+        slot.leaving.take();
+    }
 }
 
 /// How many replicas must be in sync for the high watermark to move.

@@ -17,7 +17,6 @@ SUITE = os.environ.get("MILLRACE_TEST_KAFKA_PYTHON", "")
 LEFT_OUT = [
     "test_create_describe_delete_acls",  # ACLs
     "test_elect_leaders",  # a quorum
-    "test_alter_replica_log_dirs",  # more than one log folder
     "test_describe_metadata_quorum",  # a quorum
     "test_alter_partition_reassignments",  # reassignment
     "test_list_partition_reassignments",  # reassignment

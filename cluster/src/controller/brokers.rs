@@ -129,6 +129,17 @@ pub fn give_up(image: &Image, node: i32, partitions: &[(Uuid, u32)]) -> Vec<Meta
     records
 }
 
+/// A broker that leads a partition leads it under a new epoch: whatever it sent under the one before means nothing any more.
+#[must_use]
+pub fn lead_anew(image: &Image, node: i32, topic: Uuid, index: u32) -> Vec<MetadataRecord> {
+    let Some((topic, partition)) = find(image, &topic, index).filter(|(_, p)| p.leader == node) else {
+        return Vec::new();
+    };
+    let mut change = Change::new(image, topic, partition, |n| image.is_active(n));
+    change.lead(node);
+    record(topic, index, partition, change.next).into_iter().collect()
+}
+
 /// A leader's wish for another ISR (KIP-497).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IsrChange {

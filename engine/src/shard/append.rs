@@ -136,6 +136,7 @@ impl<H: Host> Shard<H> {
         let config = partition.config.get();
         let permit = Rc::new(permit);
         let base_offset = partition.state.borrow().log_end();
+        partition.note_work(batches.iter().map(|b| b.payload.len()).sum());
         for mut batch in batches {
             let direct = batch.payload.len() >= inner.config.direct_bytes_min;
             if batch.payload.len() <= PLACED_MAX {

@@ -325,6 +325,13 @@ impl<H: Host> Shard<H> {
         while !self.0.closing.get() {
             self.0.host.sleep(Duration::from_secs(1)).await;
             self.check_disk_room();
+            // What a checkpoint says of where partitions are holds over the next start.
+            if round == 0
+                && self.0.checkpointed.get() == Position::START
+                && let Err(error) = self.checkpoint_again().await
+            {
+                tracing::warn!(shard = self.0.config.shard, %error, "no checkpoint could be stored");
+            }
             round += 1;
             if round.is_multiple_of(30) {
                 self.apply_retention().await;

@@ -42,9 +42,11 @@ impl<H: Host> Shard<H> {
         Ok(())
     }
 
-    /// The log of this shard changes again.
+    /// The log of this shard changes again; one whose move has failed stays as it is.
     pub fn resume(&self, partition: &Partition) {
-        partition.moving.set(false);
+        if partition.check_healthy().is_ok() {
+            partition.moving.set(false);
+        }
         partition.changed.wake_all();
     }
 
@@ -117,8 +119,8 @@ impl<H: Host> Shard<H> {
     }
 
     /// A move has failed half-way: the log is offline until the next start.
-    pub fn fail_move(&self, partition: &Partition, reason: &StorageError) {
-        tracing::error!(partition = %partition.key, error = %reason, "the partition is offline: its move to another core failed half-way; nothing is lost, restart the broker after the disk is mended");
+    pub fn fail_move(&self, partition: &Partition, reason: &str) {
+        tracing::error!(partition = %partition.key, error = reason, "the partition is offline: its move to another core failed half-way; nothing is lost, restart the broker after the disk is mended");
         partition.poison(&format!("its move to another core: {reason}"));
     }
 

@@ -19,6 +19,8 @@ use crate::{
     types::{LeaderEpoch, Offset, PartitionKey},
 };
 
+/// Bytes whose handling takes a core about as long as what comes with every request, however small.
+pub const REQUEST_WORK: u64 = 16 << 10;
 /// Memory that a batch in the tail takes beside its payload.
 pub(crate) const TAIL_OVERHEAD: usize = 256;
 
@@ -64,6 +66,8 @@ pub struct Partition {
     pub(crate) poisoned: RefCell<Option<String>>,
     /// Deleted, or moved to another shard.
     pub(crate) deleted: Cell<bool>,
+    /// Work done for it, see [`work`](Partition::work).
+    pub(crate) work: Cell<u64>,
     /// On its way to another shard: the log does not change meanwhile.
     pub(crate) moving: Cell<bool>,
     /// The high watermark is what the replicas agree on, and follows our own durable end no more.
@@ -111,6 +115,7 @@ impl Partition {
             changed: WaitList::default(),
             poisoned: RefCell::default(),
             deleted: Cell::new(false),
+            work: Cell::new(0),
             moving: Cell::new(false),
             replicated: Cell::new(false),
             dirty: Cell::new(false),
@@ -135,6 +140,16 @@ impl Partition {
             size_bytes: state.size_bytes(),
             latest_epoch: state.epochs.latest().unwrap_or(-1),
         }
+    }
+
+    /// Work done for it since it is on this shard: bytes appended and read, and as many again as [`REQUEST_WORK`] for each time.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.work.get()
+    }
+
+    pub(crate) fn note_work(&self, bytes: usize) {
+        self.work.set(self.work.get() + REQUEST_WORK + bytes as u64);
     }
 
     /// The log's decisions, to look at.
@@ -219,6 +234,12 @@ impl Partition {
                 }
             })
             .await
+    }
+
+    /// Whether it is on its way to another shard, or was when that failed: its log must not change.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        self.moving.get()
     }
 
     /// Waits for the next change: high watermark, log start, failure or deletion. For futures that wait on many

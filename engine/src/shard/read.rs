@@ -97,6 +97,7 @@ impl<H: Host> Shard<H> {
             other => other?,
         }
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
+        partition.note_work(out.bytes.len());
         let state = partition.state.borrow();
         out.log_start = state.log_start();
         out.high_watermark = state.high_watermark();

@@ -68,11 +68,11 @@ pub fn request(body: Bytes, topics: &[Range<usize>]) -> Bytes {
 #[must_use]
 pub fn response(api: ApiKey, version: i16, body: &[u8]) -> BytesMut {
     let mut out = BytesMut::with_capacity(body.len() + 1);
+    let places = || shape::response_places(api, body).expect("our own response has its shape");
     match (api, version) {
         (ApiKey::OffsetCommit | ApiKey::OffsetFetch, 10) => {
             let mut done = 0;
-            let names = shape::response_topics(api, body).expect("our own response has its shape");
-            for at in names {
+            for at in places() {
                 out.extend_from_slice(&body[done..at.start]);
                 let name = std::str::from_utf8(&body[at.start + 1..at.end])
                     .ok()
@@ -83,11 +83,13 @@ pub fn response(api: ApiKey, version: i16, body: &[u8]) -> BytesMut {
             out.extend_from_slice(&body[done..]);
         }
         (ApiKey::DescribeLogDirs, 5) => {
-            // There is one folder: its last field goes before its tags and the response's, both empty.
-            let (fields, tags) = body.split_at(body.len() - 2);
-            out.extend_from_slice(fields);
-            out.put_u8(0);
-            out.extend_from_slice(tags);
+            let mut done = 0;
+            for end in places() {
+                out.extend_from_slice(&body[done..end.start]);
+                out.put_u8(0);
+                done = end.start;
+            }
+            out.extend_from_slice(&body[done..]);
         }
         _ => out.extend_from_slice(body),
     }
@@ -98,7 +100,8 @@ pub fn response(api: ApiKey, version: i16, body: &[u8]) -> BytesMut {
 mod tests {
     use kafka_protocol::{
         messages::{
-            OffsetCommitRequest, OffsetFetchResponse, TopicName,
+            DescribeLogDirsResponse, OffsetCommitRequest, OffsetFetchResponse, TopicName,
+            describe_log_dirs_response::{DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic},
             offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
             offset_fetch_response::{
                 OffsetFetchResponseGroup, OffsetFetchResponsePartitions, OffsetFetchResponseTopics,
@@ -163,6 +166,24 @@ mod tests {
         let new = response(ApiKey::OffsetFetch, 10, &old);
         assert_eq!(new.len(), old.len() - 33 + 16);
         assert!(new.windows(16).any(|w| w == ids[0].as_bytes()));
+    }
+
+    #[test]
+    fn every_folder_says_that_it_is_not_cordoned() {
+        let topic = DescribeLogDirsTopic::default().with_partitions(vec![DescribeLogDirsPartition::default(); 2]);
+        let empty = DescribeLogDirsResult::default().with_log_dir(StrBytes::from_static_str("/data"));
+        let full = empty.clone().with_topics(vec![topic]);
+        for dirs in [vec![], vec![empty.clone()], vec![full.clone(), empty, full]] {
+            let count = dirs.len();
+            let mut old = BytesMut::new();
+            let described = DescribeLogDirsResponse::default().with_results(dirs);
+            described.encode(&mut old, 4).expect("encodes");
+            let new = response(ApiKey::DescribeLogDirs, 5, &old);
+            assert_eq!(new.len(), old.len() + count);
+            // A folder ends with its room, this, and its tags; the response with its tags.
+            let end = [&[0xff; 16][..], &[0, 0]].concat();
+            assert_eq!(new.windows(18).filter(|w| *w == end).count(), count);
+        }
     }
 
     #[test]

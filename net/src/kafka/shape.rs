@@ -3,7 +3,7 @@
 //! thousand million of them.
 //!
 //! Schemas are written in a small notation, one string per API, versions as `@from`, `@from-to`:
-//! `b` int8/bool, `h` int16, `i` int32, `l` int64, `d` float64, `u` uuid, `t` uuid of a topic, `s` string, `w` string that names a topic, `n` nullable string, `y` bytes,
+//! `b` int8/bool, `h` int16, `i` int32, `l` int64, `d` float64, `u` uuid, `t` uuid of a topic, `s` string, `w` string that names a topic, `.` a place to be noted, `n` nullable string, `y` bytes,
 //! `[…]` array of structures, `{…}` array of plain elements. Source: Kafka's message definitions.
 
 use std::ops::Range;
@@ -58,6 +58,7 @@ fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
         ApiKey::DescribeAcls => (2, "b n b@1 n n b b"),
         ApiKey::DescribeConfigs => (4, "[b s {s}] b@1 b@3"),
         ApiKey::AlterConfigs => (2, "[b s [s n]] b"),
+        ApiKey::AlterReplicaLogDirs => (2, "[s [s {i}]]"),
         ApiKey::DescribeLogDirs => (2, "[s {i}]"),
         ApiKey::CreatePartitions => (2, "[s i [{i}]] i b"),
         ApiKey::DeleteGroups => (2, "{s}"),
@@ -83,8 +84,8 @@ struct Walk<'a> {
     left: &'a [u8],
     /// Length of all.
     total: usize,
-    /// Where topics' ids or names (`t`, `w`) stand, with their lengths.
-    topics: Vec<Range<usize>>,
+    /// Where topics' ids or names (`t`, `w`) stand, with their lengths, and places without anything (`.`).
+    noted: Vec<Range<usize>>,
     version: i16,
     flexible: bool,
 }
@@ -94,7 +95,7 @@ impl<'a> Walk<'a> {
         Self {
             left: bytes,
             total: bytes.len(),
-            topics: Vec::new(),
+            noted: Vec::new(),
             version,
             flexible,
         }
@@ -184,13 +185,18 @@ impl<'a> Walk<'a> {
             b'u' => self.skip(16),
             b't' => {
                 let at = self.total - self.left.len();
-                self.topics.push(at..at + 16);
+                self.noted.push(at..at + 16);
                 self.skip(16)
             }
             b'w' => {
                 let at = self.total - self.left.len();
                 self.sized(2)?;
-                self.topics.push(at..self.total - self.left.len());
+                self.noted.push(at..self.total - self.left.len());
+                Ok(())
+            }
+            b'.' => {
+                let at = self.total - self.left.len();
+                self.noted.push(at..at);
                 Ok(())
             }
             b's' | b'n' => self.sized(2),
@@ -266,22 +272,24 @@ pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<Vec<Range<usize>>
     let mut walk = Walk::new(body, version, version >= flexible_from);
     walk.fields(schema)?;
     walk.tags()?;
-    Ok(walk.topics)
+    Ok(walk.noted)
 }
 
-/// Where the names of topics stand, with their lengths, in the body of a response of OffsetCommit or OffsetFetch 9.
+/// Places in the body of a response: the names of topics, with their lengths, in OffsetCommit and OffsetFetch 9, the ends of folders'
+/// fields in DescribeLogDirs 4.
 ///
 /// # Errors
 /// [`ShapeError`].
-pub fn response_topics(api: ApiKey, body: &[u8]) -> Result<Vec<Range<usize>>, ShapeError> {
-    let schema = match api {
-        ApiKey::OffsetCommit => "i [w [i h]]",
-        _ => "i [s [w [i l i n h]] h]",
+pub fn response_places(api: ApiKey, body: &[u8]) -> Result<Vec<Range<usize>>, ShapeError> {
+    let (version, schema) = match api {
+        ApiKey::OffsetCommit => (9, "i [w [i h]]"),
+        ApiKey::DescribeLogDirs => (4, "i h [h s [s [i l l b]] l l .]"),
+        _ => (9, "i [s [w [i l i n h]] h]"),
     };
-    let mut walk = Walk::new(body, 9, true);
+    let mut walk = Walk::new(body, version, true);
     walk.fields(schema)?;
     walk.tags()?;
-    Ok(walk.topics)
+    Ok(walk.noted)
 }
 
 /// Checks a request header: key, version, correlation id, client id (never compact), then tags from version 2 on.
@@ -353,6 +361,7 @@ mod tests {
             OffsetForLeaderEpoch OffsetForLeaderEpochRequest, DescribeAcls DescribeAclsRequest,
             DescribeConfigs DescribeConfigsRequest,
             AlterConfigs AlterConfigsRequest, DescribeLogDirs DescribeLogDirsRequest,
+            AlterReplicaLogDirs AlterReplicaLogDirsRequest,
             CreatePartitions CreatePartitionsRequest, DeleteGroups DeleteGroupsRequest,
             IncrementalAlterConfigs IncrementalAlterConfigsRequest, OffsetDelete OffsetDeleteRequest,
             ElectLeaders ElectLeadersRequest, DescribeQuorum DescribeQuorumRequest,

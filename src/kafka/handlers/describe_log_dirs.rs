@@ -1,4 +1,5 @@
-//! DescribeLogDirs, versions 1 to 5: one folder, sizes of segments, room on the disk (KIP-827).
+//! DescribeLogDirs, versions 1 to 5: each core's partitions as a folder of its own ([`core_dir`]), sizes of segments, room on the
+//! disk (KIP-827), which all cores share. Partitions that are to go to another core are future replicas there (KIP-113).
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -11,7 +12,10 @@ use kafka_protocol::{
 };
 use millrace_engine::{PartitionKey, host::Host};
 
+use super::alter_replica_log_dirs::core_dir;
 use crate::{kafka::connection::Peer, node::Node, router::scatter};
+
+type Topics = BTreeMap<String, Vec<DescribeLogDirsPartition>>;
 
 /// Handles a request.
 pub async fn handle(
@@ -27,6 +31,8 @@ pub async fn handle(
             .iter()
             .any(|t| t.topic.as_str() == topic && (t.partitions.is_empty() || t.partitions.contains(&partition))),
     };
+    let cores = node.router.shards();
+    let shown = |core: usize| !peer.to_core || core == node.shard;
     let mut work: Vec<(usize, PartitionKey)> = Vec::new();
     let mut names = Vec::new();
     for topic in view.image.topics() {
@@ -36,44 +42,60 @@ pub async fn handle(
                 partition,
             };
             if wanted(&topic.name, partition as i32)
-                && let Some(shard) = view.placement.get(&key).map(|s| *s as usize)
-                && (!peer.to_core || shard == node.shard)
+                && let Some(core) = view.placement.get(&key).map(|s| *s as usize)
             {
-                work.push((shard, key));
+                work.push((core, key));
                 names.push((topic.name.clone(), partition as i32));
             }
         }
     }
+    let keys: Vec<PartitionKey> = work.iter().map(|(_, key)| *key).collect();
+    let targets = node.router.call(node, 0, move |n| async move {
+        let coordinator = n.coordinator();
+        keys.iter().map(|k| coordinator.moves.target(k)).collect::<Vec<_>>()
+    });
+    let targets = targets.await.unwrap_or_default();
+    let homes: Vec<usize> = work.iter().map(|(core, _)| *core).collect();
     let sizes = scatter(node, work, |n, keys| async move {
         keys.iter()
             .map(|k| n.engine.partition(k).map_or(0, |p| p.status().size_bytes as i64))
             .collect()
     })
     .await;
-    let mut topics: BTreeMap<String, Vec<DescribeLogDirsPartition>> = BTreeMap::new();
-    for ((name, partition), size) in names.into_iter().zip(sizes) {
-        topics.entry(name).or_default().push(
-            DescribeLogDirsPartition::default()
-                .with_partition_index(partition)
-                .with_partition_size(size.unwrap_or(0)),
-        );
+    let mut dirs: Vec<Topics> = (0..cores).map(|_| Topics::new()).collect();
+    for (at, (name, partition)) in names.into_iter().enumerate() {
+        let size = sizes.get(at).and_then(|s| s.as_ref().ok()).copied().unwrap_or(0);
+        let mut show = |core: usize, future: bool| {
+            dirs[core].entry(name.clone()).or_default().push(
+                DescribeLogDirsPartition::default()
+                    .with_partition_index(partition)
+                    .with_partition_size(size)
+                    .with_is_future_key(future),
+            );
+        };
+        show(homes[at], false);
+        if let Some(target) = targets.get(at).copied().flatten().filter(|t| *t != homes[at]) {
+            show(target, true);
+        }
     }
-    let mut result = DescribeLogDirsResult::default()
-        .with_log_dir(StrBytes::from_string(node.shared.data_dir.display().to_string()))
-        .with_topics(
-            topics
-                .into_iter()
-                .map(|(name, partitions)| {
-                    DescribeLogDirsTopic::default()
-                        .with_name(StrBytes::from_string(name).into())
-                        .with_partitions(partitions)
-                })
-                .collect(),
-        );
-    if version >= 4 {
-        let space = |r: std::io::Result<u64>| r.map_or(-1, |n| n as i64);
-        result.usable_bytes = space(node.host.free_space(&node.shared.data_dir));
-        result.total_bytes = space(node.host.total_space(&node.shared.data_dir));
-    }
-    DescribeLogDirsResponse::default().with_results(vec![result])
+    let space = |r: std::io::Result<u64>| r.map_or(-1, |n| n as i64);
+    let data = &node.shared.data_dir;
+    let room = (version >= 4).then(|| (space(node.host.free_space(data)), space(node.host.total_space(data))));
+    let results = dirs.into_iter().enumerate().filter(|(core, _)| shown(*core));
+    let results = results.map(|(core, topics)| {
+        let mut result = DescribeLogDirsResult::default()
+            .with_log_dir(StrBytes::from_string(core_dir(data, core, cores)))
+            .with_topics(topics.into_iter().map(topic).collect());
+        if let Some((usable, total)) = room {
+            (result.usable_bytes, result.total_bytes) = (usable, total);
+        }
+        result
+    });
+    DescribeLogDirsResponse::default().with_results(results.collect())
+}
+
+fn topic((name, partitions): (String, Vec<DescribeLogDirsPartition>)) -> DescribeLogDirsTopic {
+    DescribeLogDirsTopic::default()
+        .with_name(StrBytes::from_string(name).into())
+        .with_partitions(partitions)
 }

@@ -34,6 +34,11 @@ use crate::{
     node::{Node, View},
 };
 
+/// Pause before a partition that is led here and was not there is looked for again.
+const MOVING_PAUSE: Duration = Duration::from_millis(3);
+/// How often it is.
+const MOVING_LOOKS: usize = 10;
+
 /// What holds for all partitions of a request.
 struct Asked {
     by_id: bool,
@@ -109,7 +114,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         let first = turn % partitions.len();
         partitions.rotate_left(first);
     }
-    let mut outcomes = pass(node, &partitions, &asked, max_bytes).await;
+    let mut outcomes = read_all(node, &partitions, &asked, max_bytes).await;
     let got: u64 = outcomes.iter().flatten().map(|g| g.bytes.len() as u64).sum();
     let answer_now = got >= min_bytes
         || wait.is_zero()
@@ -120,7 +125,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         });
     if !answer_now {
         wait_for_more(node, &partitions, &asked, min_bytes, wait).await;
-        outcomes = pass(node, &partitions, &asked, max_bytes).await;
+        outcomes = read_all(node, &partitions, &asked, max_bytes).await;
     }
     let records = outcomes.iter().flatten().map(|g| g.bytes.len()).sum();
     let response = respond(node, session_id, incremental, by_id, &partitions, outcomes);
@@ -182,6 +187,30 @@ fn resolve(
             last_fetched_epoch: wanted.last_fetched_epoch,
         },
     ))
+}
+
+/// Reads every partition, and once more where one is led here but was not there a moment ago: it goes to another core, or its
+/// leadership begins, and a client that is told so waits for longer than that takes.
+async fn read_all(
+    node: &Rc<Node>,
+    partitions: &[(SessionPartition, Wanted)],
+    asked: &Asked,
+    max_bytes: usize,
+) -> Outcomes {
+    let mut outcomes = pass(node, partitions, asked, max_bytes).await;
+    for _ in 0..MOVING_LOOKS {
+        let view = node.view();
+        let moves = outcomes.iter().zip(partitions).any(|(outcome, (partition, wanted))| {
+            let not_there = |f: &Failure| f.error == ResponseError::NotLeaderOrFollower;
+            outcome.as_ref().is_err_and(not_there) && resolve(&view, partition, wanted, asked).is_ok()
+        });
+        if !moves {
+            break;
+        }
+        node.host_sleep(MOVING_PAUSE).await;
+        outcomes = pass(node, partitions, asked, max_bytes).await;
+    }
+    outcomes
 }
 
 /// Reads every partition once, shard after shard, so that the limits hold over all.
