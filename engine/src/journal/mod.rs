@@ -364,14 +364,14 @@ impl<H: Host, C> Journal<H, C> {
         self.written.get()
     }
 
-    /// Whether so much of the ring is in use that the segments of `partitions` should be written: half, or enough for
-    /// writes of a good size to each. Small and frequent passes disturb appends less than large and rare ones, but every
-    /// partition costs a flush (kernel-notes.md).
+    /// Whether so much has been written that the segments of `partitions` should be: half of the ring, or enough for writes of a good
+    /// size to each. Small and frequent passes disturb appends less than large and rare ones, but every partition costs a flush
+    /// (kernel-notes.md).
     #[must_use]
     pub fn wants_write_back(&self, partitions: usize) -> bool {
         let ring = self.ring.borrow();
         let enough = WRITE_BACK_BYTES.max(partitions as u64 * PARTITION_BYTES);
-        ring.used_bytes() > enough.min(ring.capacity_bytes() / 2)
+        ring.needed_bytes() > enough || ring.used_bytes() > ring.capacity_bytes() / 2
     }
 
     /// Whether groups were written a moment ago, so that others will follow.

@@ -38,6 +38,8 @@ pub struct Ring {
     free: VecDeque<u32>,
     live: VecDeque<(u64, u32)>,
     head: Position,
+    /// Before it nothing is needed any more.
+    tail: Position,
     slots: u64,
 }
 
@@ -50,6 +52,7 @@ impl Ring {
             free: VecDeque::new(),
             live: VecDeque::new(),
             head: Position::START,
+            tail: Position::START,
             slots: 0,
         }
     }
@@ -76,6 +79,7 @@ impl Ring {
                 offset: BLOCK,
             };
             self.live.push_back((self.head.seq, slot));
+            self.tail = self.tail.max(Position { seq: 1, offset: BLOCK });
         }
         let (_, slot) = *self.live.back().expect("a slot was just ensured");
         let position = self.head;
@@ -85,6 +89,7 @@ impl Ring {
 
     /// Frees the files that end before `tail`. The file being written stays.
     pub fn release(&mut self, tail: Position) {
+        self.tail = self.tail.max(tail);
         while self.live.len() > 1 && self.live[0].0 < tail.seq {
             let (_, slot) = self.live.pop_front().expect("length was checked");
             self.free.push_back(slot);
@@ -98,6 +103,12 @@ impl Ring {
             0 => 0,
             n => (n - 1) * self.slot_bytes + self.head.offset,
         }
+    }
+
+    /// Bytes written that are still needed.
+    #[must_use]
+    pub fn needed_bytes(&self) -> u64 {
+        (self.head.seq - self.tail.seq) * self.slot_bytes + self.head.offset - self.tail.offset
     }
 
     /// Bytes of all files.
@@ -123,6 +134,7 @@ mod tests {
         ring.release(first.position);
         assert_eq!(ring.place(2 * BLOCK), None, "nothing lies before the first group");
         ring.release(second.position);
+        assert_eq!((ring.needed_bytes(), ring.used_bytes()), (2 * BLOCK, 3 * BLOCK));
         let third = ring.place(2 * BLOCK).expect("slot 0 is free again");
         assert_eq!(third.slot, 0);
         assert!(third.position > second.position);
