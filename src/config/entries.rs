@@ -40,7 +40,7 @@ impl Kind {
                 "Invalid value {n} for configuration {name}: it must be between {min} and {max}"
             )),
             Err(_) => Err(format!(
-                "Invalid value {value} for configuration {name}: not a number of this type"
+                "Invalid value {value} for configuration {name}: expected a whole number from {min} to {max}"
             )),
         };
         match self {
