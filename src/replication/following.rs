@@ -110,7 +110,14 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     };
     let first = batches.first().map(|b| b.header.base_offset);
     let decision = look(partition, |log| {
-        follower::decide(&request, from, first, (follows, slot.epoch.get()), log)
+        follower::decide(
+            &request,
+            from,
+            first,
+            (follows, slot.epoch.get()),
+            slot.stood.get(),
+            log,
+        )
     });
     let done: Result<Option<Says>, String> = match decision {
         Decision::Answer(says) => Ok(Some(says)),
@@ -136,7 +143,12 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
             .map_err(|e| e.to_string()),
     };
     match done {
-        Ok(Some(says)) => outbox.push(&request, says),
+        Ok(Some(says)) => {
+            let mut stood = slot.stood.get();
+            stood.note(&request, says);
+            slot.stood.set(stood);
+            outbox.push(&request, says);
+        }
         Ok(None) => slot.failed.set(false),
         Err(error) => {
             // Once until it can again: the leader keeps asking.

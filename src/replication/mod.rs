@@ -18,7 +18,7 @@ use kafka_protocol::ResponseError;
 use millrace_cluster::{
     controller::leadership,
     metadata::PartitionImage,
-    replica::{Handover, Leader, handover},
+    replica::{Handover, Leader, follower::Stood, handover},
 };
 use millrace_engine::{
     PartitionKey, PartitionMap, StorageError,
@@ -68,6 +68,8 @@ pub struct Slot {
     leaving: RefCell<Option<Permit>>,
     /// The partition is not here any more.
     gone: Cell<bool>,
+    /// What it last said of its log as a follower.
+    stood: Cell<Stood>,
     /// As a follower it could not do what its leader asked last.
     failed: Cell<bool>,
     /// The journal may still hold records of what this folder had of it before: they are cut off before anything else.
@@ -321,6 +323,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             turn: Budget::new(1),
             leaving: RefCell::default(),
             gone: Cell::new(false),
+            stood: Cell::default(),
             failed: Cell::new(false),
             returns: Cell::new(returns),
             shards: RefCell::default(),

@@ -29,6 +29,30 @@ impl Log<'_> {
     }
 }
 
+/// When a copy last said where its log stands: in answer to what.
+///
+/// A leader has a log cut because of what the follower said, in the round after. On a connection that has broken such an order may lie
+/// unread for long: meanwhile the leader has asked anew, and what the order would cut may be what was appended since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stood {
+    last: Option<(LeaderEpoch, u32)>,
+}
+
+impl Stood {
+    /// The copy answers a request; notes whether it says where it stands.
+    pub fn note(&mut self, request: &Request, says: Says) {
+        if let Says::Stands(_) = says {
+            self.last = self.last.max(Some((request.epoch, request.round)));
+        }
+    }
+
+    /// Whether an order is the leader's word on what the copy said last.
+    fn is_answered_by(self, request: &Request) -> bool {
+        self.last
+            .is_some_and(|(epoch, round)| (epoch, round.wrapping_add(1)) == (request.epoch, request.round))
+    }
+}
+
 /// What is to be done with a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
@@ -52,13 +76,15 @@ pub enum Decision {
 }
 
 /// Decides on a request of `from` whose batches, if it brings any, begin at `first`. `follows` is the leader that the metadata
-/// says this copy follows, with the epoch that it knows of; the leader is `None` while this copy leads or nobody does.
+/// says this copy follows, with the epoch that it knows of; the leader is `None` while this copy leads or nobody does. `stood` is told
+/// of every answer.
 #[must_use]
 pub fn decide(
     request: &Request,
     from: i32,
     first: Option<Offset>,
     follows: (Option<i32>, LeaderEpoch),
+    stood: Stood,
     log: Log<'_>,
 ) -> Decision {
     let (leader, epoch) = follows;
@@ -71,6 +97,9 @@ pub fn decide(
     match request.order {
         Order::Probe => Decision::Answer(Says::Stands(log.standing())),
         Order::Note => Decision::Note,
+        Order::Truncate { .. } | Order::Restart { .. } if !stood.is_answered_by(request) => {
+            Decision::Answer(Says::Stands(log.standing()))
+        }
         Order::Truncate { epoch, end } => Decision::Truncate {
             to: cut_at(log, epoch, end),
         },

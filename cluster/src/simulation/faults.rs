@@ -55,6 +55,7 @@ impl World {
         n.cut(kept as Offset);
         n.durable = n.log.len();
         n.forget();
+        self.unread.retain(|(_, to, _)| *to != node);
         for other in 0..self.nodes.len() {
             self.cut_link(node, other);
         }
@@ -85,11 +86,19 @@ impl World {
         self.register(node);
     }
 
-    /// A connection breaks: what was on its way is lost, and the side that leads notices.
+    /// A connection breaks: what was on its way is lost, or lies unread until its reader gets to it, and the side that leads notices.
     pub(super) fn cut_link(&mut self, a: usize, b: usize) {
         self.tell(|_| format!("the connection of {a} and {b} breaks"));
-        self.links.remove(&(a, b));
-        self.links.remove(&(b, a));
+        for (from, to) in [(a, b), (b, a)] {
+            let Some(mut left) = self.links.remove(&(from, to)) else {
+                continue;
+            };
+            if self.nodes[to].up && self.rng.chance(3) {
+                let pause = self.rng.below(200) as i64;
+                left.iter_mut().for_each(|(at, _)| *at += pause);
+                self.unread.push((from, to, left));
+            }
+        }
         for (leader, follower) in [(a, b), (b, a)] {
             if let Role::Leads(state) = &mut self.nodes[leader].role {
                 state.lost(follower as i32);

@@ -1,7 +1,7 @@
 //! Histories of one replicated partition, drawn from a seed: a leader, its followers, the controller's decisions and the coordinator
 //! of a group whose log the partition is are the very code that brokers run; logs, network, time and consumers are models. Nodes
-//! crash and forget what was not durable, are paused until they are fenced, lose connections, learn of metadata late, lose their disks
-//! while others have what was on them; replicas are exchanged; consumers pause and come back; then everything is mended and progress
+//! crash and forget what was not durable, are paused until they are fenced, lose connections and read late what these brought, learn
+//! of metadata late, lose their disks while others have what was on them; replicas are exchanged; consumers pause and come back; then everything is mended and progress
 //! is demanded.
 //!
 //! Checked after every step:
@@ -26,14 +26,14 @@ mod node;
 mod producers;
 mod replication;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use millrace_engine::{LeaderEpoch, Offset};
 use uuid::Uuid;
 
 use self::{
     groups::Groups,
-    node::{Message, Node, Rng, Role, Tell},
+    node::{Node, Queue, Rng, Role, Tell},
     producers::Producers,
 };
 use crate::metadata::{Image, MetadataRecord, PartitionImage};
@@ -67,6 +67,8 @@ pub enum Bug {
     GapsAfterHandover,
     /// A leader takes what it refused for want of replicas in sync for a gap.
     GapsAfterRefusal,
+    /// A follower cuts its log for whatever order comes, as late as it may come.
+    ObeysLateOrders,
 }
 
 /// What a history came to.
@@ -110,7 +112,9 @@ struct World {
     /// When the controller last heard of a node.
     heard: Vec<i64>,
     /// Between two nodes in order, until the connection breaks.
-    links: BTreeMap<(usize, usize), VecDeque<(i64, Message)>>,
+    links: BTreeMap<(usize, usize), Queue>,
+    /// What broken connections still have to be read by one node from another, in order.
+    unread: Vec<(usize, usize, Queue)>,
     waiting: Vec<Waiting>,
     next_value: u64,
     acknowledged: BTreeMap<Offset, u64>,
@@ -208,6 +212,7 @@ impl World {
             version: 0,
             late: None,
             links: BTreeMap::new(),
+            unread: Vec::new(),
             waiting: Vec::new(),
             next_value: 1,
             acknowledged: BTreeMap::new(),

@@ -10,7 +10,10 @@ use millrace_engine::{
 use super::groups::Coordinating;
 use crate::{
     metadata::PartitionImage,
-    replica::{Answer, Handover, Leader, Request, follower::Log},
+    replica::{
+        Answer, Handover, Leader, Request,
+        follower::{Log, Stood},
+    },
 };
 
 /// xorshift64*.
@@ -63,6 +66,8 @@ pub(super) struct Node {
     pub directory: u8,
     /// It was emptied, and has not said so yet.
     pub emptied: bool,
+    /// What it last said of its log.
+    pub stood: Stood,
     /// Appends that are to be answered when they are durable: log end, to whom, what was asked.
     pub appends: VecDeque<(Offset, usize, Request)>,
     /// Its groups, while it leads.
@@ -75,6 +80,7 @@ impl Node {
         self.up = false;
         self.high_watermark = 0;
         self.role = Role::None;
+        self.stood = Stood::default();
         self.epoch = -1;
         self.news.clear();
         self.appends.clear();
@@ -114,3 +120,6 @@ pub(super) enum Message {
     Request(Request, Option<Offset>, Vec<Entry>),
     Answer(Answer),
 }
+
+/// Messages in order, and when each comes.
+pub(super) type Queue = VecDeque<(i64, Message)>;

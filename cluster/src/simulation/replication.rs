@@ -10,7 +10,7 @@ use crate::{
     controller::brokers::{self, IsrChange},
     replica::{
         Answer, Next, Request,
-        follower::{self, Decision},
+        follower::{self, Decision, Stood},
         message::{Order, Says},
     },
 };
@@ -139,7 +139,12 @@ impl World {
             }
         }
         for (to, message) in requests {
+            let cuts = matches!(&message, Message::Request(r, _, _) if matches!(r.order, Order::Truncate { .. }));
             self.send(node, to, message);
+            // Orders to cut are rare, and the worst to come late.
+            if cuts && self.faults && self.rng.chance(4) {
+                self.cut_link(node, to);
+            }
         }
     }
 
@@ -151,20 +156,38 @@ impl World {
                 && queue.front().is_some_and(|(at, _)| *at <= self.now)
                 && let Some((_, message)) = queue.pop_front()
             {
-                self.tell(|_| match &message {
-                    Message::Request(r, first, _) => format!(
-                        "{from} -> {to} epoch {} round {} {:?} {first:?} high watermark {}",
-                        r.epoch, r.round, r.order, r.high_watermark
-                    ),
-                    Message::Answer(a) => format!("{from} -> {to} epoch {} round {} {:?}", a.epoch, a.round, a.says),
-                });
-                match message {
-                    Message::Request(request, first, batch) => self.follow(to, from, request, first, batch)?,
-                    Message::Answer(answer) => self.answered(to, from, &answer),
-                }
+                self.take(from, to, message)?;
             }
         }
+        let mut unread = std::mem::take(&mut self.unread);
+        for (from, to, queue) in &mut unread {
+            while self.active(*to)
+                && queue.front().is_some_and(|(at, _)| *at <= self.now)
+                && let Some((_, message)) = queue.pop_front()
+            {
+                self.take(*from, *to, message)?;
+            }
+        }
+        unread.retain(|(_, _, queue)| !queue.is_empty());
+        self.unread.append(&mut unread);
         Ok(())
+    }
+
+    fn take(&mut self, from: usize, to: usize, message: Message) -> Result<(), String> {
+        self.tell(|_| match &message {
+            Message::Request(r, first, _) => format!(
+                "{from} -> {to} epoch {} round {} {:?} {first:?} high watermark {}",
+                r.epoch, r.round, r.order, r.high_watermark
+            ),
+            Message::Answer(a) => format!("{from} -> {to} epoch {} round {} {:?}", a.epoch, a.round, a.says),
+        });
+        match message {
+            Message::Request(request, first, batch) => self.follow(to, from, request, first, batch),
+            Message::Answer(answer) => {
+                self.answered(to, from, &answer);
+                Ok(())
+            }
+        }
     }
 
     pub(super) fn follow(
@@ -180,9 +203,22 @@ impl World {
             Role::Follows(leader) => Some(leader),
             _ => None,
         };
-        let decision = follower::decide(&request, from as i32, first, (follows, n.epoch), n.look());
+        let stood = match self.bug {
+            Bug::ObeysLateOrders => {
+                let before = Request {
+                    round: request.round.wrapping_sub(1),
+                    ..request.clone()
+                };
+                let mut stood = Stood::default();
+                stood.note(&before, Says::Stands(n.look().standing()));
+                stood
+            }
+            _ => n.stood,
+        };
+        let decision = follower::decide(&request, from as i32, first, (follows, n.epoch), stood, n.look());
         match decision {
             Decision::Answer(says) => {
+                n.stood.note(&request, says);
                 self.answer(node, from, &request, says);
                 return Ok(());
             }
@@ -196,6 +232,7 @@ impl World {
                 n.appends.clear();
                 self.outcome.cuts += 1;
                 let says = Says::Stands(self.nodes[node].look().standing());
+                self.nodes[node].stood.note(&request, says);
                 self.answer(node, from, &request, says);
                 return Ok(());
             }
