@@ -72,8 +72,11 @@ def measure(options, bootstrap):
     def state():
         return admin.list_topics("t", timeout=10).topics["t"].partitions
 
-    thread = threading.Thread(target=produce)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
+    # librdkafka asks for its producer id half a second after its start, and may have to ask again.
+    while not acks:
+        time.sleep(0.05)
     pauses, others = [], []
     for round_number in range(options.rounds):
         while any(len(p.isrs) < 3 for p in state().values()):
