@@ -48,8 +48,8 @@ impl Homes {
             let core = (0..cores).min_by_key(|c| load[*c]).unwrap_or(0);
             load[core] += 1;
             placement.insert(key, core as u32);
+            self.last.insert(key, core as u32);
         }
-        self.last.extend(&placement);
         // A deleted topic's id never comes back.
         self.last.retain(|key, _| image.topic_by_id(&key.topic).is_some());
         placement

@@ -9,8 +9,8 @@ use std::{cell::RefCell, rc::Rc};
 
 use common::{
     LOG, append, config,
-    history::{Model, payload, seeds, verify},
-    key,
+    history::{Model, payload, verify, verify_after_cut},
+    key, open_shards, seeds,
 };
 use millrace_engine::{
     StorageError,
@@ -74,7 +74,7 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
 
 #[test]
 fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
-    for seed in seeds() {
+    for seed in seeds(4) {
         let total = {
             let host = SimHost::new();
             host.run(workload(host.clone(), Rc::default(), seed, 120, 5))
@@ -87,28 +87,14 @@ fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
             let model = Rc::new(RefCell::new(Model::default()));
             host.inject(Fault::CutAfter(cut));
             host.run(workload(host.clone(), Rc::clone(&model), seed, 120, 5));
-            let context = format!("seed {seed} cut {cut}");
-            let mut rng = SimRng::new(seed ^ (cut << 20));
-            let after = if cut % 5 == 0 {
-                host.after_kill()
-            } else {
-                host.after_power_cut(&mut rng)
-            };
-            let recovered = after
-                .run(recovery::recover(&after, &config(0, 0), 1 + (cut % 3) as u32))
-                .unwrap_or_else(|| panic!("{context}: recovery does not end"))
-                .unwrap_or_else(|e| panic!("{context}: {e}"));
-            let shards = 1 + (cut % 3) as u32;
-            after
-                .run(verify(after.clone(), recovered, &model.borrow(), shards, &context))
-                .unwrap_or_else(|| panic!("{context}: stuck"));
+            verify_after_cut(&host, &model.borrow(), seed, cut);
         }
     }
 }
 
 #[test]
 fn a_crash_during_recovery_loses_nothing() {
-    for seed in seeds() {
+    for seed in seeds(4) {
         for cut in (10..400).step_by(13) {
             let host = SimHost::new();
             let model = Rc::new(RefCell::new(Model::default()));
@@ -162,11 +148,8 @@ fn recovery_twice_gives_the_same() {
 
 async fn append_some(host: &SimHost, count: u64) -> Shard<SimHost> {
     let recovered = recovery::recover(host, &config(0, 0), 1).await.expect("sound");
-    let shard = Shard::open(host.clone(), config(0, recovered.incarnation))
-        .await
-        .expect("opens");
-    let s = shard.clone();
-    host.spawn(async move { s.run_commits().await });
+    let mut opened = open_shards(host, recovered.incarnation, 1).await.expect("opens");
+    let shard = opened.remove(0);
     shard.add_partition(LogState::new(key(0)), LOG);
     for n in 0..count {
         let _ = append_one(&shard, n).await;

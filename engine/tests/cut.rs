@@ -8,11 +8,10 @@ mod common;
 use std::{cell::RefCell, rc::Rc};
 
 use bytes::Bytes;
-use common::{LOG, config, key};
+use common::{LOG, after_cut, config, key, open_shards, seeds};
 use millrace_engine::{
     batch::{Batch, BatchHeader},
     disk::sim::{Fault, SimHost, SimRng},
-    host::Host,
     kafka_batch::{self, NewRecord},
     log::LogState,
     recovery,
@@ -65,9 +64,7 @@ fn batch(rng: &mut SimRng, base: i64, epoch: i32) -> Batch {
 
 async fn open(host: &SimHost) -> Option<Shard<SimHost>> {
     let recovered = recovery::recover(host, &config(0, 0), 1).await.ok()?;
-    let shard = Shard::open(host.clone(), config(0, recovered.incarnation)).await.ok()?;
-    let s = shard.clone();
-    host.spawn(async move { s.run_commits().await });
+    let shard = (open_shards(host, recovered.incarnation, 1).await.ok()?).remove(0);
     let state = recovered.partitions.into_iter().next();
     shard.add_partition(state.unwrap_or_else(|| LogState::new(key(0))), LOG);
     let partition = shard.partition(&key(0)).expect("added");
@@ -162,16 +159,9 @@ async fn check(shard: &Shard<SimHost>, model: &Model, context: &str) {
     );
 }
 
-fn seeds() -> Vec<u64> {
-    match std::env::var("MILLRACE_SEED") {
-        Ok(seed) => vec![seed.parse().expect("MILLRACE_SEED is a number")],
-        Err(_) => (1..=6).collect(),
-    }
-}
-
 #[test]
 fn a_power_cut_at_every_operation_leaves_a_log_without_what_was_cut() {
-    for seed in seeds() {
+    for seed in seeds(6) {
         let total = {
             let host = SimHost::new();
             host.run(workload(host.clone(), Rc::default(), seed, 160))
@@ -186,12 +176,7 @@ fn a_power_cut_at_every_operation_leaves_a_log_without_what_was_cut() {
             host.inject(Fault::CutAfter(cut));
             host.run(workload(host.clone(), Rc::clone(&model), seed, 160));
             let context = format!("seed {seed} cut {cut}");
-            let mut rng = SimRng::new(seed ^ (cut << 20));
-            let after = if cut % 5 == 0 {
-                host.after_kill()
-            } else {
-                host.after_power_cut(&mut rng)
-            };
+            let (after, mut rng) = after_cut(&host, seed, cut);
             let model = model.borrow();
             after
                 .run(async {

@@ -3,9 +3,12 @@
 use std::{rc::Rc, time::Duration};
 
 use millrace_cluster::cores::{Load, relief};
-use millrace_engine::{PartitionKey, PartitionMap};
+use millrace_engine::{PartitionMap, shard::Partition};
 
-use crate::node::{Node, OFFSETS_TOPIC};
+use crate::{
+    node::{Node, OFFSETS_TOPIC},
+    replication::after,
+};
 
 /// Work a second below which no core is relieved: what takes it some percent of its time. In bytes, as the engine counts
 /// work (`Partition::work`).
@@ -20,65 +23,55 @@ pub async fn run(node: &Rc<Node>) {
         return;
     }
     let coordinator = node.coordinator();
-    let mut before = PartitionMap::default();
+    let mut before: PartitionMap<u64> = PartitionMap::default();
     let mut wish = None;
     loop {
-        let stop = async {
-            node.stop.wait(|| node.is_stop_wanted().then_some(())).await;
-            true
-        };
-        let rest = async {
-            node.host_sleep(pause).await;
-            false
-        };
-        if futures_lite::future::or(stop, rest).await {
+        after(node, pause, &node.stop, || node.is_stop_wanted()).await;
+        if node.is_stop_wanted() {
             return;
         }
-        let work = work(node).await;
-        let loads: Vec<Load> = (work.iter())
-            .map(|(key, (core, work, movable))| Load {
-                key: *key,
-                core: *core,
-                // It counts from zero on a new core.
-                work: work - before.get(key).filter(|b| *b <= work).unwrap_or(&0),
-                movable: *movable,
-            })
-            .collect();
-        before = work.into_iter().map(|(key, (_, work, _))| (key, work)).collect();
+        let totals = totals(node).await;
+        let since = |total: &Load| {
+            // It counts from zero on a new core.
+            let before = before.get(&total.key).filter(|b| **b <= total.work);
+            let work = total.work - before.unwrap_or(&0);
+            Load { work, ..*total }
+        };
+        let loads: Vec<Load> = totals.iter().map(since).collect();
+        before = totals.iter().map(|total| (total.key, total.work)).collect();
         let wanted = relief(&loads, cores, ENOUGH * pause.as_secs());
-        // Twice in a row: what passes by itself is not worth the moment in which its clients wait.
         let from = |key| loads.iter().find(|l| l.key == key).map(|l| l.core);
-        let lasting = wanted.and_then(|(key, to)| Some((from(key)?, to)));
-        if let (Some((key, to)), true) = (
-            wanted,
-            lasting.is_some() && lasting == wish && coordinator.moves.is_idle(),
-        ) {
-            tracing::info!(partition = %key, to, "a core has more to do than another: a partition goes there");
-            coordinator.moves.want(key, to);
-            wish = None;
-        } else {
-            wish = lasting;
-        }
+        let lane = wanted.map(|(key, to)| (from(key), to));
+        // Twice in a row: what passes by itself is not worth the moment in which its clients wait.
+        wish = match wanted {
+            Some((key, to)) if lane == wish && coordinator.moves.is_idle() => {
+                tracing::info!(partition = %key, to, "a core has more to do than another: a partition goes there");
+                coordinator.moves.want(key, to);
+                None
+            }
+            _ => lane,
+        };
     }
 }
 
-/// Core and work so far of each partition, and whether it may go to another core.
-async fn work(node: &Rc<Node>) -> PartitionMap<(usize, u64, bool)> {
-    let mut all = PartitionMap::default();
+/// The work of each partition so far.
+async fn totals(node: &Rc<Node>) -> Vec<Load> {
+    let mut all = Vec::new();
     for core in 0..node.router.shards() {
-        let here = node.router.call(node, core, |n| async move {
+        let here = node.router.call(node, core, move |n| async move {
             let view = n.view();
-            let is_placed = |key: &PartitionKey| view.placement.contains_key(key);
-            let movable =
-                |key: &PartitionKey| (view.image.topic_by_id(&key.topic)).is_some_and(|t| t.name != OFFSETS_TOPIC);
-            let partitions = n.engine.partitions().into_iter().filter(|p| is_placed(&p.key));
-            partitions
-                .map(|p| (p.key, p.work(), movable(&p.key)))
-                .collect::<Vec<_>>()
+            let load = |p: Rc<Partition>| {
+                let topic = view.image.topic_by_id(&p.key.topic);
+                view.placement.contains_key(&p.key).then(|| Load {
+                    key: p.key,
+                    core,
+                    work: p.work(),
+                    movable: topic.is_some_and(|t| t.name != OFFSETS_TOPIC),
+                })
+            };
+            n.engine.partitions().into_iter().filter_map(load).collect::<Vec<_>>()
         });
-        for (key, work, movable) in here.await.unwrap_or_default() {
-            all.insert(key, (core, work, movable));
-        }
+        all.extend(here.await.unwrap_or_default());
     }
     all
 }

@@ -185,14 +185,7 @@ async fn hand_over(
     })
     .await?;
     if let Err(error) = adopted {
-        let words = error.to_string();
-        on(node, from, move |n| async move {
-            if let Some(partition) = n.engine.partition(&key) {
-                n.engine.fail_move(&partition, &words);
-            }
-            replication::resume(&n, &key);
-        })
-        .await?;
+        fail(node, from, key, &error).await?;
         return Ok(Err(error));
     }
     let gone = on(node, from, move |n| async move {
@@ -201,14 +194,21 @@ async fn hand_over(
     })
     .await?;
     if let Err(error) = gone {
-        on(node, to, move |n| async move {
-            if let Some(partition) = n.engine.partition(&key) {
-                n.engine.fail_move(&partition, &error.to_string());
-            }
-        })
-        .await?;
+        fail(node, to, key, &error).await?;
     }
     Ok(Ok(()))
+}
+
+/// Takes a partition offline on the shard that has it after a failure.
+async fn fail(node: &Rc<Node>, shard: usize, key: PartitionKey, error: &StorageError) -> Result<(), Stopping> {
+    let reason = error.to_string();
+    on(node, shard, move |n| async move {
+        if let Some(partition) = n.engine.partition(&key) {
+            n.engine.fail_move(&partition, &reason);
+        }
+        replication::resume(&n, &key);
+    })
+    .await
 }
 
 async fn on<T, F, W>(node: &Rc<Node>, shard: usize, work: W) -> Result<T, Stopping>

@@ -4,6 +4,7 @@
 
 pub mod configs;
 pub mod connection;
+pub mod core_dirs;
 pub mod create;
 pub mod dispatch;
 pub mod errors;

@@ -91,7 +91,7 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
         }
     };
     let _turn = slot.turn.acquire(1).await;
-    if slot.gone.get() {
+    if slot.partition.is_deleted() {
         return outbox.push(&request, Says::NotYet);
     }
     let partition = &slot.partition;
@@ -177,7 +177,7 @@ fn mend(node: &Rc<Node>, slot: &Rc<Slot>, leader: i32) {
             return;
         }
         let _turn = slot.turn.acquire(1).await;
-        if slot.gone.get() {
+        if slot.partition.is_deleted() {
             return;
         }
         tracing::warn!(partition = %key, leader, "a copy has failed and begins anew: its leader has all of it");

@@ -22,7 +22,7 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
         // The metadata came twice before the leadership had begun.
         return;
     }
-    if slot.gone.get() || slot.epoch.get() != image.leader_epoch || node.is_stopping() {
+    if slot.partition.is_deleted() || slot.epoch.get() != image.leader_epoch || node.is_stopping() {
         return;
     }
     if let Err(error) = slot.settle_return(node).await {

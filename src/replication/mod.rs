@@ -66,8 +66,6 @@ pub struct Slot {
     turn: Rc<Budget>,
     /// The turn, while the partition goes to another core.
     leaving: RefCell<Option<Permit>>,
-    /// The partition is not here any more.
-    gone: Cell<bool>,
     /// What it last said of its log as a follower.
     stood: Cell<Stood>,
     /// As a follower it could not do what its leader asked last.
@@ -289,7 +287,6 @@ impl Replication {
     pub fn removed(&self, key: &PartitionKey) {
         if let Some(slot) = self.slots.borrow_mut().remove(key) {
             slot.role.replace(Role::None);
-            slot.gone.set(true);
             slot.leaving.take();
             slot.partition.changes().wake_all();
         }
@@ -322,7 +319,6 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             handover: Cell::new(Handover::NONE),
             turn: Budget::new(1),
             leaving: RefCell::default(),
-            gone: Cell::new(false),
             stood: Cell::default(),
             failed: Cell::new(false),
             returns: Cell::new(returns),
@@ -369,7 +365,7 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
 pub async fn hold(node: &Rc<Node>, key: &PartitionKey) -> Result<bool, Failure> {
     let slot = node.replication.slot(key).ok_or_else(Failure::not_leader)?;
     let turn = slot.turn.acquire(1).await;
-    if slot.gone.get() {
+    if slot.partition.is_deleted() {
         return Err(Failure::not_leader());
     }
     slot.settle_return(node).await?;
@@ -405,8 +401,8 @@ pub(crate) fn now_ms(node: &Node) -> i64 {
     node.started.elapsed().as_millis() as i64
 }
 
-/// Runs `work` at the latest after `pause`.
-async fn after(node: &Rc<Node>, pause: Duration, wake: &WaitList, due: impl Fn() -> bool) {
+/// Waits until `due`, and for `pause` at most.
+pub(crate) async fn after(node: &Rc<Node>, pause: Duration, wake: &WaitList, due: impl Fn() -> bool) {
     let until = Instant::now() + pause;
     futures_lite::future::or(
         wake.wait(|| due().then_some(())),

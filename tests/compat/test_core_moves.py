@@ -18,8 +18,8 @@ CORES = 2
 class Cores:
     """Where the partitions of one node are."""
 
-    def __init__(self, node):
-        self.number = node.number
+    def __init__(self, cluster, node):
+        self.cluster, self.number = cluster, node.number
         self.admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{node.kafka_port}")
 
     def dirs(self):
@@ -43,15 +43,14 @@ class Cores:
         answers = self.admin.alter_replica_log_dirs(wanted)
         return {key.partition: answer.errno for key, answer in answers.items()}
 
-    def move_and_wait(self, topic, targets, patience=20):
+    def move_and_wait(self, topic, targets):
         assert set(self.move(topic, targets).values()) == {0}
-        until = time.monotonic() + patience
-        while True:
+
+        def made():
             now, coming = self.placed(topic)
-            if not coming and all(now[p] == core for p, core in targets.items()):
-                return
-            assert time.monotonic() < until, f"{now}, on their way: {coming}"
-            time.sleep(0.02)
+            return not coming and all(now[p] == core for p, core in targets.items())
+
+        self.cluster.wait(f"{targets} on node {self.number}", made)
 
 
 def alone(make_cluster, **settings):
@@ -67,7 +66,7 @@ def test_partitions_of_one_node_move_under_load_and_a_kill(make_cluster):
     node = cluster.node(1)
     load = Load(cluster, "t")
     for _ in range(3):
-        cores = Cores(node)
+        cores = Cores(cluster, node)
         for _ in range(6):
             cores.move_and_wait("t", {p: rng.randrange(CORES) for p in range(PARTITIONS)})
             time.sleep(rng.random() / 5)
@@ -89,11 +88,11 @@ def test_leaders_and_followers_move_under_load_and_kills(make_cluster):
     load = Load(cluster, "t")
     for round in range(3):
         for node in cluster.nodes:
-            cores = Cores(node)
+            cores = Cores(cluster, node)
             for _ in range(2):
                 cores.move_and_wait("t", {p: rng.randrange(CORES) for p in range(PARTITIONS)})
         victim = cluster.nodes[round]
-        Cores(victim).move("t", {p: rng.randrange(CORES) for p in range(PARTITIONS)})
+        Cores(cluster, victim).move("t", {p: rng.randrange(CORES) for p in range(PARTITIONS)})
         time.sleep(rng.random() / 20)
         victim.kill()
         victim.launch().wait_ready()
@@ -105,7 +104,7 @@ def test_a_moved_partition_stays_where_it_is_over_a_restart_and_keeps_its_produc
     cluster = alone(make_cluster)
     cluster.create("t", 4, 1)
     node = cluster.node(1)
-    cores = Cores(node)
+    cores = Cores(cluster, node)
     producer = Producer({"bootstrap.servers": cluster.bootstrap, "enable.idempotence": True, "linger.ms": 0})
     consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "g", "auto.offset.reset": "earliest"})
     consumer.subscribe(["t"])
@@ -127,13 +126,13 @@ def test_a_moved_partition_stays_where_it_is_over_a_restart_and_keeps_its_produc
     for stop in (node.kill, lambda: (node.process.terminate(), node.process.wait(30))):
         stop()
         node.launch().wait_ready()
-        assert Cores(node).placed("t")[0] == {p: 1 - core for p, core in before.items()}
+        assert Cores(cluster, node).placed("t")[0] == {p: 1 - core for p, core in before.items()}
 
 
 def test_a_core_with_more_to_do_than_the_other_hands_partitions_over_by_itself(make_cluster):
     cluster = alone(make_cluster, **{"core.imbalance.check.interval.seconds": 1})
     cluster.create("t", 8, 1)
-    cores = Cores(cluster.node(1))
+    cores = Cores(cluster, cluster.node(1))
     busy = [p for p, core in cores.placed("t")[0].items() if core == 0]
     assert len(busy) == 4
     producer = Producer({"bootstrap.servers": cluster.bootstrap, "linger.ms": 0, "batch.size": 200_000})
@@ -159,7 +158,7 @@ def test_a_core_with_more_to_do_than_the_other_hands_partitions_over_by_itself(m
 def test_what_cannot_be_moved_is_refused(make_cluster):
     cluster = alone(make_cluster)
     cluster.create("t", 1, 1)
-    cores = Cores(cluster.node(1))
+    cores = Cores(cluster, cluster.node(1))
     consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "g"})
     consumer.subscribe(["t"])
     consumer.consume(1, 1)
@@ -174,7 +173,7 @@ def test_what_cannot_be_moved_is_refused(make_cluster):
 def test_kafkas_own_tool_moves_partitions_between_cores(make_cluster, tmp_path):
     cluster = alone(make_cluster)
     cluster.create("t", 2, 1)
-    cores = Cores(cluster.node(1))
+    cores = Cores(cluster, cluster.node(1))
     now, _ = cores.placed("t")
     names = [folder["log_dir"] for folder in cores.dirs()]
     plan = tmp_path / "plan.json"
@@ -183,7 +182,6 @@ def test_kafkas_own_tool_moves_partitions_between_cores(make_cluster, tmp_path):
     tool = [TOOLS + "reassign.ReassignPartitionsCommand", "--bootstrap-server", cluster.bootstrap]
     tool += ["--reassignment-json-file", str(plan)]
     run(*tool, "--execute")
-    until = time.monotonic() + 20
-    while "Reassignment of replica t-1-1 completed successfully" not in (shown := run(*tool, "--verify")):
-        assert time.monotonic() < until, shown
+    done = "Reassignment of replica t-1-1 completed successfully"
+    cluster.wait("the tool says so", lambda: done in run(*tool, "--verify"))
     assert cores.placed("t") == ({p: 1 - core for p, core in now.items()}, {})

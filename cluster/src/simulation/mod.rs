@@ -1,8 +1,8 @@
 //! Histories of one replicated partition, drawn from a seed: a leader, its followers, the controller's decisions and the coordinator
 //! of a group whose log the partition is are the very code that brokers run; logs, network, time and consumers are models. Nodes
 //! crash and forget what was not durable, are paused until they are fenced, lose connections and read late what these brought, learn
-//! of metadata late, lose their disks while others have what was on them; replicas are exchanged; consumers pause and come back; then everything is mended and progress
-//! is demanded.
+//! of metadata late, lose their disks while others have what was on them; replicas are exchanged; consumers pause and come back; then
+//! everything is mended and progress is demanded.
 //!
 //! Checked after every step:
 //!

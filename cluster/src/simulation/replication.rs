@@ -198,24 +198,19 @@ impl World {
         first: Option<Offset>,
         batch: Vec<Entry>,
     ) -> Result<(), String> {
+        let bug = self.bug;
         let n = &mut self.nodes[node];
+        if bug == Bug::ObeysLateOrders {
+            let mut before = request.clone();
+            before.round = before.round.wrapping_sub(1);
+            n.stood = Stood::default();
+            n.stood.note(&before, Says::Stands(n.look().standing()));
+        }
         let follows = match n.role {
             Role::Follows(leader) => Some(leader),
             _ => None,
         };
-        let stood = match self.bug {
-            Bug::ObeysLateOrders => {
-                let before = Request {
-                    round: request.round.wrapping_sub(1),
-                    ..request.clone()
-                };
-                let mut stood = Stood::default();
-                stood.note(&before, Says::Stands(n.look().standing()));
-                stood
-            }
-            _ => n.stood,
-        };
-        let decision = follower::decide(&request, from as i32, first, (follows, n.epoch), stood, n.look());
+        let decision = follower::decide(&request, from as i32, first, (follows, n.epoch), n.stood, n.look());
         match decision {
             Decision::Answer(says) => {
                 n.stood.note(&request, says);

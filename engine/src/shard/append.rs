@@ -215,8 +215,36 @@ impl<H: Host> Shard<H> {
         );
     }
 
+    /// Puts a record without a payload into the journal, behind all that the partition has on its way, and waits until its completion
+    /// shows.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`] if the disk failed before that.
+    pub(crate) async fn mark<T>(
+        &self,
+        partition: &Rc<Partition>,
+        header: BatchHeader,
+        context: Completion,
+        done: impl Fn() -> Option<T>,
+    ) -> Result<T, StorageError> {
+        let entry = Entry {
+            batch: Batch {
+                header,
+                payload: Bytes::new(),
+            },
+            must_flush: true,
+            context,
+            permit: None,
+        };
+        self.enter(partition, entry, false);
+        partition
+            .changed
+            .wait(|| done().map(Ok).or_else(|| partition.check_healthy().err().map(Err)))
+            .await
+    }
+
     /// Hands an entry to the journal, behind any large batch of its partition that is not written yet.
-    pub(crate) fn enter(&self, partition: &Rc<Partition>, entry: Entry<Completion>, direct: bool) {
+    fn enter(&self, partition: &Rc<Partition>, entry: Entry<Completion>, direct: bool) {
         let mut gate = partition.gate.borrow_mut();
         if !direct && gate.entries.is_empty() {
             drop(gate);

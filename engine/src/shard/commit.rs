@@ -40,17 +40,11 @@ pub(crate) enum Completion {
     Cut {
         partition: Rc<Partition>,
         cut: Cut,
-        done: Rc<CutDone>,
+        /// Then the segments it left without anything.
+        done: Rc<RefCell<Option<Vec<SegmentMeta>>>>,
     },
     /// Batches of a partition whose segment cannot be written, carried forward so that the ring is not pinned.
     Carried { left: Rc<Carried> },
-}
-
-/// A cut on its way, and then the segments it left without anything.
-#[derive(Default)]
-pub(crate) struct CutDone {
-    pub gone: RefCell<Option<Vec<SegmentMeta>>>,
-    pub changed: WaitList,
 }
 
 /// Batches being carried forward.
@@ -204,8 +198,7 @@ impl<H: Host> Shard<H> {
                 Completion::Cut { partition, cut, done } => {
                     // At once, so that whatever looks at the log from here on, a checkpoint above all, sees it cut.
                     let gone = self.apply_cut(&partition, &cut);
-                    done.gone.replace(Some(gone));
-                    done.changed.wake_all();
+                    done.replace(Some(gone));
                     touched.push(partition);
                 }
                 Completion::Carried { left } => left.finish_one(),

@@ -2,13 +2,10 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
-
 use crate::{
-    batch::{Batch, BatchHeader, RecordKind},
+    batch::{BatchHeader, RecordKind},
     error::StorageError,
     host::Host,
-    journal::Entry,
     log::SegmentMeta,
     retention,
     segment::{index_path, partition_dir, segment_path, topic_dir},
@@ -31,30 +28,16 @@ impl<H: Host> Shard<H> {
         if to <= current || !can {
             return Ok(current);
         }
-        self.enter(
-            partition,
-            Entry {
-                batch: Batch {
-                    header: BatchHeader::marker(RecordKind::LogStart, partition.key, to),
-                    payload: Bytes::new(),
-                },
-                must_flush: true,
-                context: Completion::LogStart {
-                    partition: Rc::clone(partition),
-                    to,
-                },
-                permit: None,
-            },
-            false,
-        );
-        let reached = || {
-            let log_start = partition.state.borrow().log_start();
-            (log_start >= to).then_some(Ok(log_start))
+        let header = BatchHeader::marker(RecordKind::LogStart, partition.key, to);
+        let context = Completion::LogStart {
+            partition: Rc::clone(partition),
+            to,
         };
-        partition
-            .changed
-            .wait(|| reached().or_else(|| partition.check_healthy().err().map(Err)))
-            .await
+        self.mark(partition, header, context, || {
+            let log_start = partition.state.borrow().log_start();
+            (log_start >= to).then_some(log_start)
+        })
+        .await
     }
 
     /// Removes what retention says, of every partition.

@@ -15,13 +15,10 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use bytes::Bytes;
-
 use crate::{
-    batch::{Batch, BatchHeader, RecordKind},
+    batch::{BatchHeader, RecordKind},
     error::StorageError,
     host::Host,
-    journal::Entry,
     log::{LogConfig, LogState},
     shard::{
         Shard,
@@ -57,28 +54,12 @@ impl<H: Host> Shard<H> {
     pub async fn settle(&self, partition: &Rc<Partition>) -> Result<LogState, StorageError> {
         // Records of one partition are completed in order: this one, which says nothing new, comes behind all others.
         let done = Rc::new(Cell::new(false));
-        self.enter(
-            partition,
-            Entry {
-                batch: Batch {
-                    header: BatchHeader::marker(RecordKind::LogStart, partition.key, partition.status().log_start),
-                    payload: Bytes::new(),
-                },
-                must_flush: true,
-                context: Completion::Settled {
-                    partition: Rc::clone(partition),
-                    done: Rc::clone(&done),
-                },
-                permit: None,
-            },
-            false,
-        );
-        partition
-            .changed
-            .wait(|| match partition.check_healthy() {
-                Ok(()) => done.get().then_some(Ok(())),
-                Err(e) => Some(Err(e)),
-            })
+        let header = BatchHeader::marker(RecordKind::LogStart, partition.key, partition.status().log_start);
+        let context = Completion::Settled {
+            partition: Rc::clone(partition),
+            done: Rc::clone(&done),
+        };
+        self.mark(partition, header, context, || done.get().then_some(()))
             .await?;
         self.mark_dirty(partition);
         self.flush_all().await?;

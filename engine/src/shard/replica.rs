@@ -1,21 +1,18 @@
 //! What replication needs of a log: batches to send as they stand, batches appended at the offsets that a leader gave them,
 //! and cuts where a follower's log is not its leader's.
 
-use std::rc::Rc;
-
-use bytes::Bytes;
+use std::{cell::RefCell, rc::Rc};
 
 use crate::{
     batch::Batch,
     error::{AppendError, BatchError, ReadError, StorageError},
     host::{Host, HostFile},
-    journal::Entry,
     layout::BLOCK,
     log::{Cut, LogState, SegmentMeta},
     segment::{Missing, segment_path},
     shard::{
         Shard,
-        commit::{Completion, CutDone},
+        commit::Completion,
         partition::{Partition, TAIL_OVERHEAD},
     },
     sync::Permit,
@@ -208,38 +205,13 @@ impl<H: Host> Shard<H> {
     }
 
     async fn cut(&self, partition: &Rc<Partition>, cut: Cut) -> Result<(), StorageError> {
-        let done = Rc::new(CutDone::default());
-        self.enter(
-            partition,
-            Entry {
-                batch: Batch {
-                    header: cut.header(partition.key),
-                    payload: Bytes::new(),
-                },
-                must_flush: true,
-                context: Completion::Cut {
-                    partition: Rc::clone(partition),
-                    cut,
-                    done: Rc::clone(&done),
-                },
-                permit: None,
-            },
-            false,
-        );
-        let gone = loop {
-            let gone = futures_lite::future::or(
-                done.changed.wait(|| done.gone.borrow_mut().take().map(Some)),
-                // A failed disk wakes those who wait for the partition.
-                partition
-                    .changed
-                    .wait(|| partition.check_healthy().is_err().then_some(None)),
-            )
-            .await;
-            match gone {
-                Some(gone) => break gone,
-                None => partition.check_healthy()?,
-            }
+        let done: Rc<RefCell<Option<Vec<SegmentMeta>>>> = Rc::default();
+        let context = Completion::Cut {
+            partition: Rc::clone(partition),
+            cut,
+            done: Rc::clone(&done),
         };
+        let gone = (self.mark(partition, cut.header(partition.key), context, || done.take())).await?;
         // A pass of write-back that began before may still be writing what was cut.
         self.0
             .writeback_done

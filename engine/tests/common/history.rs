@@ -6,13 +6,12 @@ use bytes::Bytes;
 use millrace_engine::{
     AppendError,
     disk::sim::{SimHost, SimRng},
-    host::Host,
     kafka_batch::{self, NewRecord},
-    recovery::Recovered,
+    recovery::{self, Recovered},
     shard::Shard,
 };
 
-use super::{LOG, config, key};
+use super::{LOG, after_cut, config, key, open_shards};
 
 /// What a client knows: each partition's batches in order of offset, and how far they were acknowledged.
 #[derive(Default)]
@@ -67,24 +66,9 @@ impl Model {
     }
 }
 
-pub fn seeds() -> Vec<u64> {
-    match std::env::var("MILLRACE_SEED") {
-        Ok(seed) => vec![seed.parse().expect("MILLRACE_SEED is a number")],
-        Err(_) => (1..=4).collect(),
-    }
-}
-
 /// Opens what recovery gave on `shards` shards and checks it against the model; goes on appending afterwards.
 pub async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: u32, context: &str) {
-    let mut opened = Vec::new();
-    for n in 0..shards {
-        let shard = Shard::open(host.clone(), config(n, recovered.incarnation))
-            .await
-            .expect("opens");
-        let s = shard.clone();
-        host.spawn(async move { s.run_commits().await });
-        opened.push(shard);
-    }
+    let opened = open_shards(&host, recovered.incarnation, shards).await.expect("opens");
     let mut found = BTreeMap::new();
     for (i, state) in recovered.partitions.into_iter().enumerate() {
         let shard = &opened[i % opened.len()];
@@ -151,4 +135,18 @@ pub async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: 
     for shard in opened {
         shard.close().await.expect("closes");
     }
+}
+
+/// Recovers what a cut left of a run, on one to three shards, and checks it.
+pub fn verify_after_cut(host: &SimHost, model: &Model, seed: u64, cut: u64) {
+    let context = format!("seed {seed} cut {cut}");
+    let (after, _) = after_cut(host, seed, cut);
+    let shards = 1 + (cut % 3) as u32;
+    let recovered = after
+        .run(recovery::recover(&after, &config(0, 0), shards))
+        .unwrap_or_else(|| panic!("{context}: recovery does not end"))
+        .unwrap_or_else(|e| panic!("{context}: {e}"));
+    after
+        .run(verify(after.clone(), recovered, model, shards, &context))
+        .unwrap_or_else(|| panic!("{context}: stuck"));
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use millrace_engine::{
     AppendError, PartitionKey, StorageError,
-    disk::sim::SimHost,
+    disk::sim::{SimHost, SimRng},
+    host::Host,
     kafka_batch::{self, NewRecord},
     log::LogConfig,
     shard::{Shard, ShardConfig},
@@ -47,6 +48,40 @@ pub fn key(partition: u32) -> PartitionKey {
         topic: Uuid::from_u128(7),
         partition,
     }
+}
+
+/// Opens shards of a recovered folder, each with its task that commits.
+///
+/// # Errors
+/// As [`Shard::open`].
+pub async fn open_shards(host: &SimHost, incarnation: u64, shards: u32) -> Result<Vec<Shard<SimHost>>, StorageError> {
+    let mut opened = Vec::new();
+    for n in 0..shards {
+        let shard = Shard::open(host.clone(), config(n, incarnation)).await?;
+        let s = shard.clone();
+        host.spawn(async move { s.run_commits().await });
+        opened.push(shard);
+    }
+    Ok(opened)
+}
+
+/// 1 to `count`, or the one to be replayed.
+pub fn seeds(count: u64) -> Vec<u64> {
+    match std::env::var("MILLRACE_SEED") {
+        Ok(seed) => vec![seed.parse().expect("MILLRACE_SEED is a number")],
+        Err(_) => (1..=count).collect(),
+    }
+}
+
+/// What the cut of a run leaves: a killed process's disk one time in five, else what a power cut leaves of it.
+pub fn after_cut(host: &SimHost, seed: u64, cut: u64) -> (SimHost, SimRng) {
+    let mut rng = SimRng::new(seed ^ (cut << 20));
+    let after = if cut.is_multiple_of(5) {
+        host.after_kill()
+    } else {
+        host.after_power_cut(&mut rng)
+    };
+    (after, rng)
 }
 
 /// Appends one record and waits for its acknowledgement; its offset.

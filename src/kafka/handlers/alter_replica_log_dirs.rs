@@ -2,7 +2,7 @@
 //! own to tools, as [`core_dir`] names it; all are in the one data folder. As in Kafka the answer says that the moves are wanted;
 //! DescribeLogDirs shows them as future replicas until they are made.
 
-use std::{path::Path, rc::Rc};
+use std::rc::Rc;
 
 use kafka_protocol::{
     ResponseError,
@@ -13,16 +13,11 @@ use kafka_protocol::{
 };
 use millrace_engine::PartitionKey;
 
-use crate::{coordinator::moves, kafka::errors::Failure, node::Node};
-
-/// What tools are told as the log directory of a core; the data folder itself where there is only one.
-#[must_use]
-pub fn core_dir(data: &Path, core: usize, cores: usize) -> String {
-    match cores {
-        1 => data.display().to_string(),
-        _ => format!("{}#core-{core}", data.display()),
-    }
-}
+use crate::{
+    coordinator::moves,
+    kafka::{core_dirs::core_dir, errors::Failure},
+    node::Node,
+};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: AlterReplicaLogDirsRequest) -> AlterReplicaLogDirsResponse {

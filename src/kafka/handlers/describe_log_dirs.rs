@@ -12,8 +12,11 @@ use kafka_protocol::{
 };
 use millrace_engine::{PartitionKey, host::Host};
 
-use super::alter_replica_log_dirs::core_dir;
-use crate::{kafka::connection::Peer, node::Node, router::scatter};
+use crate::{
+    kafka::{connection::Peer, core_dirs::core_dir},
+    node::Node,
+    router::scatter,
+};
 
 type Topics = BTreeMap<String, Vec<DescribeLogDirsPartition>>;
 
@@ -33,8 +36,8 @@ pub async fn handle(
     };
     let cores = node.router.shards();
     let shown = |core: usize| !peer.to_core || core == node.shard;
-    let mut work: Vec<(usize, PartitionKey)> = Vec::new();
-    let mut names = Vec::new();
+    // Name, index, core and key of each.
+    let mut found: Vec<(&str, i32, usize, PartitionKey)> = Vec::new();
     for topic in view.image.topics() {
         for partition in 0..topic.partitions.len() as u32 {
             let key = PartitionKey {
@@ -42,20 +45,19 @@ pub async fn handle(
                 partition,
             };
             if wanted(&topic.name, partition as i32)
-                && let Some(core) = view.placement.get(&key).map(|s| *s as usize)
+                && let Some(core) = view.placement.get(&key)
             {
-                work.push((core, key));
-                names.push((topic.name.clone(), partition as i32));
+                found.push((&topic.name, partition as i32, *core as usize, key));
             }
         }
     }
-    let keys: Vec<PartitionKey> = work.iter().map(|(_, key)| *key).collect();
+    let keys: Vec<PartitionKey> = found.iter().map(|(.., key)| *key).collect();
     let targets = node.router.call(node, 0, move |n| async move {
         let coordinator = n.coordinator();
         keys.iter().map(|k| coordinator.moves.target(k)).collect::<Vec<_>>()
     });
     let targets = targets.await.unwrap_or_default();
-    let homes: Vec<usize> = work.iter().map(|(core, _)| *core).collect();
+    let work = found.iter().map(|(_, _, core, key)| (*core, *key)).collect();
     let sizes = scatter(node, work, |n, keys| async move {
         keys.iter()
             .map(|k| n.engine.partition(k).map_or(0, |p| p.status().size_bytes as i64))
@@ -63,18 +65,17 @@ pub async fn handle(
     })
     .await;
     let mut dirs: Vec<Topics> = (0..cores).map(|_| Topics::new()).collect();
-    for (at, (name, partition)) in names.into_iter().enumerate() {
-        let size = sizes.get(at).and_then(|s| s.as_ref().ok()).copied().unwrap_or(0);
+    for (at, ((name, partition, home, _), size)) in found.into_iter().zip(sizes).enumerate() {
         let mut show = |core: usize, future: bool| {
-            dirs[core].entry(name.clone()).or_default().push(
+            dirs[core].entry(name.to_owned()).or_default().push(
                 DescribeLogDirsPartition::default()
                     .with_partition_index(partition)
-                    .with_partition_size(size)
+                    .with_partition_size(*size.as_ref().unwrap_or(&0))
                     .with_is_future_key(future),
             );
         };
-        show(homes[at], false);
-        if let Some(target) = targets.get(at).copied().flatten().filter(|t| *t != homes[at]) {
+        show(home, false);
+        if let Some(target) = targets.get(at).copied().flatten().filter(|t| *t != home) {
             show(target, true);
         }
     }
