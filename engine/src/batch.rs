@@ -303,16 +303,28 @@ pub struct Batch {
 impl Batch {
     /// Writes header, payload and padding; `out` is exactly [`BatchHeader::stored_len`] long.
     pub fn encode(&self, out: &mut [u8]) {
-        let (head, rest) = out
-            .split_first_chunk_mut()
-            .expect("callers size the slice by stored_len");
-        BatchHeader {
-            kind: RecordKind::Batch,
-            ..self.header
+        self.encode_part(0, out);
+    }
+
+    /// Writes the part of [`encode`](Self::encode)'s bytes that begins at `from`.
+    pub fn encode_part(&self, from: usize, mut out: &mut [u8]) {
+        let mut head = [0; HEADER_LEN];
+        if from < HEADER_LEN {
+            BatchHeader {
+                kind: RecordKind::Batch,
+                ..self.header
+            }
+            .encode(&mut head);
         }
-        .encode(head);
-        rest[..self.payload.len()].copy_from_slice(&self.payload);
-        rest[self.payload.len()..].fill(0);
+        let mut at = from;
+        for (start, bytes) in [(0, &head[..]), (HEADER_LEN, &self.payload[..])] {
+            let part = bytes.get(at.saturating_sub(start)..).unwrap_or_default();
+            let (now, later) = out.split_at_mut(part.len().min(out.len()));
+            now.copy_from_slice(&part[..now.len()]);
+            at += now.len();
+            out = later;
+        }
+        out.fill(0);
     }
 
     /// Appends the payload as a fetch answers it: base offset and leader epoch of a Kafka batch stand outside
@@ -323,6 +335,36 @@ impl Batch {
         if self.header.format == PayloadFormat::KafkaV2 {
             out[start..start + 8].copy_from_slice(&self.header.base_offset.to_be_bytes());
             out[start + 12..start + 16].copy_from_slice(&self.header.leader_epoch.to_be_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parts_make_up_the_whole(len in 0_usize..600, cuts in prop::collection::vec(0_usize..800, 0..6)) {
+            let payload: Bytes = (0..len).map(|i| i as u8 | 1).collect();
+            let key = PartitionKey { topic: uuid::Uuid::from_u128(3), partition: 9 };
+            let mut header = BatchHeader::marker(RecordKind::Batch, key, 5);
+            header.payload_len = len as u32;
+            let batch = Batch { header, payload };
+            // What is there before does not show.
+            let mut whole = vec![0xee; header.stored_len() as usize];
+            batch.encode(&mut whole);
+            prop_assert_eq!(&whole[HEADER_LEN..HEADER_LEN + len], &batch.payload[..]);
+            prop_assert!(whole[HEADER_LEN + len..].iter().all(|b| *b == 0));
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(whole.len())).chain([0, whole.len()]).collect();
+            cuts.sort_unstable();
+            let mut parts = vec![0xee; whole.len()];
+            for cut in cuts.windows(2) {
+                batch.encode_part(cut[0], &mut parts[cut[0]..cut[1]]);
+            }
+            prop_assert_eq!(parts, whole);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Segment files: their names, their headers, and how runs of batches become whole blocks.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -13,7 +13,7 @@ use crate::{
     error::StorageError,
     host::{Host, HostFile, OpenMode, SharedFile},
     layout::{BLOCK, FileHeader, FileKind},
-    sync::{Budget, WaitList},
+    sync::{Budget, Permit, WaitList},
     types::{Offset, PartitionKey, align_up},
 };
 
@@ -21,9 +21,44 @@ use crate::{
 const PIECE: u64 = 1 << 20;
 /// The same in the background: the journal's next write waits behind at most a few of these.
 const PACED_PIECE: u64 = 128 << 10;
-/// Bytes that background writes of a shard may have in flight. The disk still sees the next piece before it is done
-/// with the last.
-pub const PACED_IN_FLIGHT: u64 = 2 * PACED_PIECE;
+/// The same where that is not enough.
+const PACED_PIECE_BEHIND: u64 = 512 << 10;
+/// Pieces in flight: the disk sees the next one before it is done with the last.
+const PACED_PIECES: u64 = 2;
+
+/// How a shard writes in the background: in pieces, few at a time, and larger ones while more waits to be written than should.
+pub struct Pace {
+    room: Rc<Budget>,
+    behind: Cell<bool>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            room: Budget::new(PACED_PIECES * PACED_PIECE_BEHIND),
+            behind: Cell::new(false),
+        }
+    }
+}
+
+impl Pace {
+    /// Whether too much waits to be written.
+    pub fn set_behind(&self, behind: bool) {
+        self.behind.set(behind);
+    }
+
+    fn piece(&self) -> u64 {
+        if self.behind.get() {
+            PACED_PIECE_BEHIND
+        } else {
+            PACED_PIECE
+        }
+    }
+
+    async fn enter(&self, bytes: u64) -> Permit {
+        self.room.acquire(bytes * (PACED_PIECE_BEHIND / self.piece())).await
+    }
+}
 
 /// Folder of a topic's partitions.
 #[must_use]
@@ -74,7 +109,7 @@ pub struct FileCache<H: Host> {
     opened: WaitList,
     /// Made, and their names not known to be durable.
     unsynced: RefCell<FxHashSet<(PartitionKey, Offset)>>,
-    clock: std::cell::Cell<u64>,
+    clock: Cell<u64>,
 }
 
 impl<H: Host> FileCache<H> {
@@ -89,7 +124,7 @@ impl<H: Host> FileCache<H> {
             opening: RefCell::default(),
             opened: WaitList::default(),
             unsynced: RefCell::default(),
-            clock: std::cell::Cell::new(0),
+            clock: Cell::new(0),
         }
     }
 
@@ -193,7 +228,7 @@ impl<H: Host> Drop for Turn<'_, H> {
 }
 
 /// Writes batches that stand side by side in one segment, in whole blocks. The first begins on a block and
-/// nothing else stands in the last one's. With `pace` the writes are small and wait for room in it.
+/// nothing else stands in the last one's. With `pace` the writes are as it says.
 ///
 /// # Errors
 /// Any failure of the disk; what was written is then unknown.
@@ -202,7 +237,7 @@ pub async fn write_run<H: Host>(
     file: &H::File,
     path: &Path,
     run: &[Batch],
-    pace: Option<&Rc<Budget>>,
+    pace: Option<&Pace>,
 ) -> Result<(), StorageError> {
     let (Some(first), Some(last)) = (run.first(), run.last()) else {
         return Ok(());
@@ -213,11 +248,10 @@ pub async fn write_run<H: Host>(
     // The segment's header goes out with its first batch.
     let mut at = if start == BLOCK { 0 } else { start };
     let mut next = 0;
-    let piece = if pace.is_some() { PACED_PIECE } else { PIECE };
     while at < end {
-        let piece_end = (at + piece).min(end);
+        let piece_end = (at + pace.map_or(PIECE, Pace::piece)).min(end);
         let _room = match pace {
-            Some(budget) => Some(budget.acquire(piece_end - at).await),
+            Some(pace) => Some(pace.enter(piece_end - at).await),
             None => None,
         };
         let mut buf = host.buffer((piece_end - at) as usize);
@@ -235,15 +269,11 @@ pub async fn write_run<H: Host>(
             if from >= piece_end {
                 break;
             }
-            if from >= at && to <= piece_end {
-                batch.encode(&mut buf[(from - at) as usize..(to - at) as usize]);
-            } else {
-                let mut whole = vec![0; (to - from) as usize];
-                batch.encode(&mut whole);
-                let (low, high) = (from.max(at), to.min(piece_end));
-                buf[(low - at) as usize..(high - at) as usize]
-                    .copy_from_slice(&whole[(low - from) as usize..(high - from) as usize]);
-            }
+            let (low, high) = (from.max(at), to.min(piece_end));
+            batch.encode_part(
+                (low - from) as usize,
+                &mut buf[(low - at) as usize..(high - at) as usize],
+            );
             if to > piece_end {
                 break;
             }

@@ -82,6 +82,7 @@ pub struct Journal<H: Host, C> {
     ring: RefCell<Ring>,
     files: RefCell<HashMap<u32, SharedFile<H>>>,
     queue: RefCell<VecDeque<Entry<C>>>,
+    queue_bytes: Cell<u64>,
     queued: WaitList,
     ring_changed: WaitList,
     /// Everything below is known to be flushed.
@@ -140,6 +141,7 @@ impl<H: Host, C> Journal<H, C> {
             config,
             files: RefCell::default(),
             queue: RefCell::default(),
+            queue_bytes: Cell::new(0),
             queued: WaitList::default(),
             ring_changed: WaitList::default(),
             flushed: Cell::new(Position::START),
@@ -207,6 +209,8 @@ impl<H: Host, C> Journal<H, C> {
 
     /// Queues an entry; entries become durable in the order of these calls.
     pub fn push(&self, entry: Entry<C>) {
+        let bytes = entry.batch.header.journal_len();
+        self.queue_bytes.set(self.queue_bytes.get() + bytes);
         self.queue.borrow_mut().push_back(entry);
         self.queued.wake_all();
     }
@@ -229,6 +233,7 @@ impl<H: Host, C> Journal<H, C> {
             must_flush |= next.must_flush;
             entries.extend(queue.pop_front());
         }
+        self.queue_bytes.set(self.queue_bytes.get() - body);
         Group {
             entries,
             bytes: GroupHeader::group_len(body),
@@ -374,6 +379,13 @@ impl<H: Host, C> Journal<H, C> {
         ring.needed_bytes() > enough || ring.used_bytes() > ring.capacity_bytes() / 2
     }
 
+    /// Whether write-back is slower than appends: twice as much waits for it as makes it begin, or half of the ring.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        let ring = self.ring.borrow();
+        ring.needed_bytes() > (2 * WRITE_BACK_BYTES).min(ring.capacity_bytes() / 2)
+    }
+
     /// Whether groups were written a moment ago, so that others will follow.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
@@ -385,6 +397,14 @@ impl<H: Host, C> Journal<H, C> {
     pub fn is_tight(&self) -> bool {
         let ring = self.ring.borrow();
         ring.used_bytes() > ring.capacity_bytes() / 4 * 3
+    }
+
+    /// Whether a record of so many bytes fits one group, and at most half of the ring would be in use after it.
+    #[must_use]
+    pub fn has_plenty_of_room(&self, bytes: u64) -> bool {
+        let ring = self.ring.borrow();
+        let used = ring.used_bytes() + self.queue_bytes.get() + bytes;
+        bytes <= self.config.group_bytes_max && used <= ring.capacity_bytes() / 2
     }
 
     /// Lets files be used again whose groups all lie before `tail`.

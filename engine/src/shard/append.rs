@@ -12,13 +12,13 @@ use crate::{
     journal::Entry,
     kafka_batch::BatchInfo,
     log::SequenceCheck,
-    segment::{self, Missing, segment_path},
+    segment::{self, Missing, Pace, segment_path},
     shard::{
         Shard,
         commit::Completion,
         partition::{Gated, Partition, TAIL_OVERHEAD, TailEntry},
     },
-    sync::{Budget, Permit},
+    sync::Permit,
     types::{LeaderEpoch, Offset, PartitionKey},
 };
 
@@ -138,7 +138,7 @@ impl<H: Host> Shard<H> {
         let base_offset = partition.state.borrow().log_end();
         partition.note_work(batches.iter().map(|b| b.payload.len()).sum());
         for mut batch in batches {
-            let direct = batch.payload.len() >= inner.config.direct_bytes_min;
+            let direct = self.goes_to_segment(&batch.header);
             if batch.payload.len() <= PLACED_MAX {
                 batch.payload = inner.arena.place(&batch.payload);
             }
@@ -166,6 +166,13 @@ impl<H: Host> Shard<H> {
             log_start,
             duplicate: false,
         }
+    }
+
+    /// Large batches take the journal while it has plenty of room: one flush for those of all partitions. Where write-back falls
+    /// behind they go straight to their segments, so that no append has to wait for it.
+    fn goes_to_segment(&self, header: &BatchHeader) -> bool {
+        let len = header.stored_len();
+        header.payload_len as usize >= self.0.config.direct_bytes_min && !self.0.journal.has_plenty_of_room(len)
     }
 
     fn push(
@@ -339,7 +346,7 @@ impl<H: Host> Shard<H> {
         &self,
         partition: &Partition,
         batches: &[Batch],
-        pace: Option<&Rc<Budget>>,
+        pace: Option<&Pace>,
         flush_later: bool,
     ) -> Result<(), StorageError> {
         let inner = &self.0;

@@ -155,6 +155,7 @@ impl<H: Host> Shard<H> {
                 return ControlFlow::Break(());
             }
         }
+        inner.pace.set_behind(inner.journal.is_behind());
         if inner.journal.wants_write_back(inner.dirty.borrow().len()) {
             self.want_write_back();
         }

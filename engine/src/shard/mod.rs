@@ -38,7 +38,7 @@ use crate::{
     layout,
     log::{LogConfig, LogState},
     paged::PagedDeque,
-    segment::{FileCache, PACED_IN_FLIGHT},
+    segment::{FileCache, Pace},
     sync::{Budget, Permit, WaitList},
     types::{Offset, PartitionKey, PartitionMap},
 };
@@ -56,7 +56,7 @@ pub struct ShardConfig {
     pub journal_slot_bytes: u64,
     /// Journal files; when all are in use appends wait for write-back.
     pub journal_slots: u32,
-    /// Batches at least this long are written straight to their segment.
+    /// Batches at least this long are written straight to their segment while the journal has not plenty of room.
     pub direct_bytes_min: usize,
     /// Bytes of appends that wait for the disk; above it [`Shard::admit`] waits.
     pub queue_bytes: u64,
@@ -121,8 +121,8 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) files: FileCache<H>,
     pub(crate) read_cache: ReadCache,
     pub(crate) queue: Rc<Budget>,
-    /// Bytes being written to segments in the background.
-    pub(crate) writing: Rc<Budget>,
+    /// Of what is written to segments in the background.
+    pub(crate) pace: Pace,
     /// Reads in flight while the journal is in use.
     pub(crate) reading: Rc<Budget>,
     pub(crate) arena: Arena,
@@ -177,7 +177,7 @@ impl<H: Host> Shard<H> {
             files: FileCache::new(host.clone(), config.logs_dir(), config.open_files),
             read_cache: ReadCache::new(config.read_cache_bytes),
             queue: Budget::new(config.queue_bytes),
-            writing: Budget::new(PACED_IN_FLIGHT),
+            pace: Pace::default(),
             reading: Budget::new(read::READS_IN_USE),
             arena: Arena::new(config.tail_bytes),
             host,

@@ -65,7 +65,9 @@ impl<H: Host> Shard<H> {
             }
             let hurried = inner.journal.is_tight();
             let result = self.write_back(hurried).await;
-            inner.writeback_wanted.set(false);
+            // What was appended meanwhile may have filled the ring; then nothing will come that would ask again.
+            let again = inner.journal.wants_write_back(inner.dirty.borrow().len());
+            inner.writeback_wanted.set(again);
             if let Err(error) = result {
                 if error.is_disk_full() {
                     inner.disk_full.set(true);
@@ -226,7 +228,7 @@ impl<H: Host> Shard<H> {
                 .map(|e| e.batch.clone())
                 .collect()
         };
-        self.write_to_segments(partition, &batches, Some(&self.0.writing), flush_later)
+        self.write_to_segments(partition, &batches, Some(&self.0.pace), flush_later)
             .await?;
         Ok(Written { batches, end, snapshot })
     }
