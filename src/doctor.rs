@@ -203,7 +203,14 @@ fn clock() -> Finding {
 
 fn cores() -> Finding {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    finding("cores", Level::Good, format!("{cores} may be used, one shard each"))
+    let text = match cores {
+        1 => "1 may be used, by a shard and all else".to_owned(),
+        _ => format!(
+            "{cores} may be used; shards take {} unless --cores says otherwise",
+            cores - 1
+        ),
+    };
+    finding("cores", Level::Good, text)
 }
 
 #[cfg(test)]

@@ -247,7 +247,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     result
 }
 
-/// The cores this process may use, at most `wanted` of them (0 for all).
+/// The cores that shards run on, of those this process may use: `wanted` of them, or for 0 all but one.
 fn cpus(wanted: usize) -> Vec<usize> {
     let allowed: Vec<usize> = match rustix::thread::sched_getaffinity(None) {
         Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
@@ -255,9 +255,13 @@ fn cpus(wanted: usize) -> Vec<usize> {
             .collect(),
         Err(_) => vec![0],
     };
-    let count = if wanted == 0 { allowed.len() } else { wanted };
+    // What the kernel does for disk and network, and everybody else, has a core, too (kernel-notes.md).
+    let count = match wanted {
+        0 => allowed.len().saturating_sub(1).max(1),
+        wanted => wanted,
+    };
     // More shards than cores share them.
-    allowed.iter().copied().cycle().take(count.max(1)).collect()
+    allowed.into_iter().cycle().take(count).collect()
 }
 
 fn watch_signals(context: &Context) -> Result<(), ServeError> {
@@ -484,4 +488,18 @@ async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
     }
     tracing::info!(shard = node.shard, "stopped");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_core_is_left_to_others_unless_more_shards_are_asked_for() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let by_default = cpus(0);
+        assert_eq!(by_default.len(), if cores == 1 { 1 } else { cores - 1 });
+        assert_eq!(cpus(cores)[..by_default.len()], by_default);
+        assert_eq!(cpus(2 * cores).len(), 2 * cores, "they share cores");
+    }
 }

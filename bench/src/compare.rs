@@ -68,7 +68,7 @@ pub struct Options {
     seconds: Option<u64>,
 }
 
-/// How Millrace is called in reports where each core is a broker to its clients.
+/// How Millrace is called in reports where every core has a shard and is a broker to its clients.
 const CORES: &str = "Millrace, core endpoints";
 /// How the floor is called in reports.
 const FLOOR: &str = "Floor";
@@ -245,7 +245,7 @@ fn pairs(options: &Options) -> Vec<(String, String, String)> {
         pair(
             CORES,
             "Millrace",
-            "clients that connect to the core that owns a partition",
+            "a shard on every core, and clients that connect to the one that owns a partition",
         ),
     ];
     if !options.no_kafka {
@@ -258,7 +258,7 @@ fn pairs(options: &Options) -> Vec<(String, String, String)> {
             pair(
                 CORES,
                 "Kafka",
-                "both flush as they do by default, and each core is a broker to clients",
+                "both flush as they do by default; a shard on every core, and each a broker to clients",
             ),
             pair(
                 "Millrace",

@@ -35,7 +35,7 @@ pub enum Target {
         binary: PathBuf,
         /// Memory given to it, as `--memory` takes it.
         memory: String,
-        /// Whether clients are told of each core as a broker of its own (`core.endpoints`).
+        /// Whether every core has a shard and clients are told of each as a broker of its own (`core.endpoints`).
         core_endpoints: bool,
     },
     /// Apache Kafka from a folder of jars.
@@ -139,6 +139,7 @@ impl Target {
             return Vec::new();
         };
         let data = dir.join("data").display().to_string();
+        let cores = thread::available_parallelism().map_or(1, usize::from).to_string();
         let mut args = vec![
             "serve",
             "--kafka-listen",
@@ -149,7 +150,7 @@ impl Target {
             &data,
         ];
         if *core_endpoints {
-            args.extend(["--set", "core.endpoints=true"]);
+            args.extend(["--cores", &cores, "--set", "core.endpoints=true"]);
         }
         args.into_iter().map(str::to_owned).collect()
     }

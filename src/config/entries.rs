@@ -162,7 +162,7 @@ pub const ENTRIES: &[Entry] = &[
         "cores",
         Kind::Int(0, 1024),
         "0",
-        "Shards, one per core; 0 takes the cores this process may use.",
+        "Shards, each on a core of its own; 0 takes all cores that this process may use but one, and at least one.",
     ),
     broker(
         "memory",

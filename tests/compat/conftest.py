@@ -14,8 +14,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("MILLRACE_TEST_BINARY", ROOT / "target" / "debug" / "millrace"))
 
-# What client suites expect to be able to set.
+# What client suites expect to be able to set; and two shards on any machine, so that requests cross between them.
 SUITE_SETTINGS = {
+    "cores": "2",
     "num.partitions": "3",
     "group.min.session.timeout.ms": "1000",
     "group.initial.rebalance.delay.ms": "0",
