@@ -28,6 +28,7 @@ const PACED_PIECES: u64 = 2;
 
 /// How a shard writes in the background: in pieces, few at a time, and larger ones while more waits to be written than should.
 pub struct Pace {
+    /// Bytes of large pieces; those of small ones count for more, so that no more of them are in flight.
     room: Rc<Budget>,
     behind: Cell<bool>,
 }

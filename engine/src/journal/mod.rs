@@ -96,7 +96,6 @@ pub struct Journal<H: Host, C> {
     wants_room: Cell<bool>,
     /// Slot written to last, if it holds unflushed groups.
     unflushed_slot: Cell<Option<u32>>,
-    stalls: Cell<u64>,
     /// When a group was last written, ms.
     used_ms: Cell<i64>,
 }
@@ -150,7 +149,6 @@ impl<H: Host, C> Journal<H, C> {
             placed: Cell::new(Position::START),
             wants_room: Cell::new(false),
             unflushed_slot: Cell::new(None),
-            stalls: Cell::new(0),
             used_ms: Cell::new(i64::MIN),
         };
         journal.add_slot(0).await?;
@@ -261,7 +259,6 @@ impl<H: Host, C> Journal<H, C> {
         let place = match place {
             Some(place) => place,
             None => {
-                self.stalls.set(self.stalls.get() + 1);
                 self.wants_room.set(true);
                 let place = self.ring_changed.wait(|| self.ring.borrow_mut().place(group.bytes));
                 let place = place.await;
@@ -418,12 +415,6 @@ impl<H: Host, C> Journal<H, C> {
     pub fn usage(&self) -> (u64, u64) {
         let ring = self.ring.borrow();
         (ring.used_bytes(), ring.capacity_bytes())
-    }
-
-    /// How often a group waited for room.
-    #[must_use]
-    pub fn stalls(&self) -> u64 {
-        self.stalls.get()
     }
 
     /// Largest record it takes; what is larger can only be written straight to a segment.

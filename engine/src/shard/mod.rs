@@ -1,8 +1,9 @@
 //! One shard: its partitions, its journal, its caches, and the tasks that keep them going.
 //!
 //! Write path: [`Shard::admit`] (room in the queue) → [`Shard::append`] (offsets and places, at once) → the journal's
-//! next group, or straight to the segment for large batches (`append`) → `commit` (flushed: high watermark moves,
-//! waiters wake) → `writeback` (from memory to segments in large pieces; the journal's tail moves).
+//! next group, or straight to the segment for large batches while the journal is short of room (`append`) → `commit`
+//! (flushed: high watermark moves, waiters wake) → `writeback` (from memory to segments in large pieces; the journal's
+//! tail moves).
 //! A follower's appends, and the cuts that make its log its leader's, are in `replica`. How a partition goes to another shard
 //! is in `moves`.
 //! Read path: the tail in memory, else `read` through the read cache.
