@@ -279,9 +279,10 @@ impl Node {
         )
     }
 
-    fn forget(&self, key: &PartitionKey) -> Result<(), StorageError> {
+    fn forget(&self, key: &PartitionKey, image: &Image) -> Result<(), StorageError> {
         self.replication.removed(key);
-        self.engine.remove_partition(key)
+        let may_come_back = image.topic_by_id(&key.topic).is_some();
+        self.engine.remove_partition(key, may_come_back)
     }
 
     /// Takes in new metadata: partitions of this shard are made, removed and configured accordingly, and take their roles.
@@ -291,7 +292,7 @@ impl Node {
         for partition in self.engine.partitions() {
             if partition.key != METADATA_KEY
                 && !mine(&partition.key)
-                && let Err(error) = self.forget(&partition.key)
+                && let Err(error) = self.forget(&partition.key, &view.image)
             {
                 tracing::warn!(partition = %partition.key, %error, "a deleted partition's files stay until the next start");
             }
@@ -368,7 +369,7 @@ impl Node {
         else {
             return Ok(());
         };
-        self.forget(&key)?;
+        self.forget(&key, &self.view.borrow().image)?;
         self.add_partition(None, key, image, log_config(&self.shared.settings, &view.image, topic));
         if let Some(partition) = self.engine.partition(&key) {
             replication::assign(self, &partition, image, true);

@@ -19,7 +19,7 @@ use std::{
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
 use millrace_engine::{
     PartitionKey, StorageError,
-    disk::glommio::{GlommioHost, settle},
+    disk::glommio::{GlommioHost, helpers, settle},
     host::Host,
     log::LogState,
     recovery,
@@ -208,6 +208,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let (init_tx, init_rx): (Vec<_>, Vec<_>) = (0..cpus.len()).map(|_| flume::bounded::<Init>(1)).unzip();
     // The first shard alone needs the folder's identity: to note the cluster that it joins.
     let mut first = Some((init_tx, identity));
+    let helpers = helpers().map_err(|e| ServeError::Executor(e.to_string()))?;
     let mut threads = Vec::new();
     for (shard, ((cpu, mailbox), init)) in cpus.into_iter().zip(mailboxes).zip(init_rx).enumerate() {
         let (context, ready_tx, ready_rx) = (context.clone(), ready_tx.clone(), ready_rx.clone());
@@ -216,6 +217,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
             .name(&format!("shard-{shard}"))
             .io_memory(1 << 20)
             .spin_before_park(spin)
+            .blocking_thread_pool_placement(helpers.clone())
             .spawn(move || async move {
                 let (failed, router) = (context.shared.clone(), context.router.clone());
                 let result = match first {
@@ -398,7 +400,11 @@ async fn first_shard(
     for (key, state) in logs {
         match view.placement.get(&key) {
             Some(shard) => parts[*shard as usize].push(state),
-            None => remove_orphan(&host, &context, &key),
+            None => {
+                if let Err(error) = node.engine.remove_files(&key) {
+                    tracing::warn!(partition = %key, %error, "files of a deleted partition cannot be removed");
+                }
+            }
         }
     }
     let mut parts = parts.into_iter();
@@ -430,14 +436,6 @@ async fn first_shard(
     );
     println!("millrace: ready, Kafka clients connect to {address}");
     wait_and_stop(&node).await
-}
-
-/// Files of a partition that the metadata no longer knows: its deletion was committed, the files were left by a crash.
-fn remove_orphan(host: &GlommioHost, context: &Context, key: &PartitionKey) {
-    let dir = millrace_engine::segment::partition_dir(&context.shared.data_dir.join("logs"), key);
-    if let Err(error) = host.remove_dir(&dir) {
-        tracing::warn!(partition = %key, %error, "files of a deleted partition cannot be removed");
-    }
 }
 
 async fn other_shard(

@@ -77,7 +77,7 @@ impl Host for NullHost {
         Ok(NullFile)
     }
 
-    fn create_dir(&self, _: &Path) -> io::Result<()> {
+    async fn create_dir(&self, _: &Path) -> io::Result<()> {
         Ok(())
     }
 
@@ -85,11 +85,11 @@ impl Host for NullHost {
         Ok(Vec::new())
     }
 
-    fn remove_file(&self, _: &Path) -> io::Result<()> {
+    async fn remove_file(&self, _: &Path) -> io::Result<()> {
         Ok(())
     }
 
-    fn remove_dir(&self, _: &Path) -> io::Result<()> {
+    async fn remove_dir(&self, _: &Path) -> io::Result<()> {
         Ok(())
     }
 

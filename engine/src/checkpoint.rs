@@ -172,7 +172,7 @@ impl Name {
 /// # Errors
 /// Any failure of the disk; the one before is then still in place.
 pub async fn store<H: Host>(host: &H, dir: &Path, name: Name, checkpoint: &Checkpoint) -> Result<(), StorageError> {
-    host.create_dir(dir).map_err(StorageError::io("create", dir))?;
+    host.create_dir(dir).await.map_err(StorageError::io("create", dir))?;
     let path = dir.join(name.file());
     let temporary = dir.join(format!("{}.new", name.file()));
     let header = FileHeader {
@@ -265,7 +265,9 @@ pub async fn remove_others<H: Host>(host: &H, dir: &Path, keep: u64) -> Result<(
     for name in host.list(dir).map_err(StorageError::io("list", dir))? {
         if Name::parse(&name).is_none_or(|n| n.incarnation() != keep) {
             let path = dir.join(name);
-            host.remove_file(&path).map_err(StorageError::io("remove", &path))?;
+            host.remove_file(&path)
+                .await
+                .map_err(StorageError::io("remove", &path))?;
         }
     }
     host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))

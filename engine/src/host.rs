@@ -61,17 +61,17 @@ pub trait Host: Clone + 'static {
     fn buffer(&self, len: usize) -> <Self::File as HostFile>::Buf;
     /// Makes memory's whole capacity resident, without stopping this thread for it; the contents do not matter.
     fn touch(&self, memory: BytesMut) -> impl Future<Output = BytesMut>;
-    /// Opens a file.
+    /// Opens a file; a folder is [`io::ErrorKind::IsADirectory`].
     fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>>;
-    /// Makes a folder and its parents.
-    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes a folder and its parents, without stopping this thread for it.
+    fn create_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
     /// Names in a folder, sorted; empty if the folder is not there.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
-    /// Removes a file.
-    fn remove_file(&self, path: &Path) -> io::Result<()>;
-    /// Removes a folder with all it holds; not an error if it is not there.
-    fn remove_dir(&self, path: &Path) -> io::Result<()>;
-    /// Renames within a folder.
+    /// Removes a file, without stopping this thread for it: it may take long.
+    fn remove_file(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+    /// Removes an empty folder, in the same way.
+    fn remove_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+    /// Renames a file, or a folder with all it holds.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes creations, removals and renames in a folder durable.
     fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>>;

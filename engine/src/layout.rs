@@ -40,6 +40,12 @@ pub fn logs_dir(data: &Path) -> PathBuf {
     data.join("logs")
 }
 
+/// Folder of what is needed no more and waits to be removed.
+#[must_use]
+pub fn removed_dir(data: &Path) -> PathBuf {
+    data.join("removed")
+}
+
 /// Version of all formats together. Golden files in `tests/golden` hold one of each.
 pub const FORMAT_VERSION: u16 = 1;
 

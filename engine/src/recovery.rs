@@ -105,11 +105,7 @@ async fn store_base<H: Host>(
 ) -> Result<(), StorageError> {
     let captured = partitions.iter().map(PartitionCheckpoint::capture).collect();
     let dir = config.checkpoint_dir();
-    host.create_dir(&dir).map_err(|source| StorageError::Io {
-        operation: "create",
-        path: dir.clone(),
-        source,
-    })?;
+    host.create_dir(&dir).await.map_err(StorageError::io("create", &dir))?;
     let name = Name::Base { incarnation };
     checkpoint::store(host, &dir, name, &Checkpoint::new(Position::START, shards, captured)).await?;
     checkpoint::remove_others(host, &dir, incarnation).await
@@ -134,7 +130,7 @@ async fn apply<H: Host>(
         let log = logs.entry(key).or_insert_with(|| LogState::new(key));
         if record.header.kind == RecordKind::LogStart {
             for gone in log.advance_log_start(record.header.base_offset.min(log.log_end())) {
-                remove_segment(host, logs_dir, key, gone.base)?;
+                remove_segment(host, logs_dir, key, gone.base).await?;
             }
             continue;
         }
@@ -181,7 +177,7 @@ async fn apply<H: Host>(
         }
     }
     for key in last_cut.keys() {
-        remove_cut_segments(host, logs_dir, &logs[key])?;
+        remove_cut_segments(host, logs_dir, &logs[key]).await?;
     }
     let written = concurrently(
         PARTITIONS_AT_ONCE,
@@ -193,34 +189,34 @@ async fn apply<H: Host>(
     written.into_iter().collect()
 }
 
-fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
-    remove_if_there(host, &segment_path(logs_dir, &key, base))?;
-    remove_index(host, logs_dir, key, base)
+async fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
+    remove_if_there(host, &segment_path(logs_dir, &key, base)).await?;
+    remove_index(host, logs_dir, key, base).await
 }
 
-fn remove_index<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
-    remove_if_there(host, &segment::index_path(logs_dir, &key, base))
+async fn remove_index<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
+    remove_if_there(host, &segment::index_path(logs_dir, &key, base)).await
 }
 
-fn remove_if_there<H: Host>(host: &H, path: &Path) -> Result<(), StorageError> {
-    match host.remove_file(path) {
+async fn remove_if_there<H: Host>(host: &H, path: &Path) -> Result<(), StorageError> {
+    match host.remove_file(path).await {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StorageError::io("remove", path)(source)),
         _ => Ok(()),
     }
 }
 
 /// Removes segments that a cut left without anything; a crash may have come before they were removed.
-fn remove_cut_segments<H: Host>(host: &H, logs_dir: &Path, log: &LogState) -> Result<(), StorageError> {
+async fn remove_cut_segments<H: Host>(host: &H, logs_dir: &Path, log: &LogState) -> Result<(), StorageError> {
     let dir = segment::partition_dir(logs_dir, &log.key);
     for name in host.list(&dir).map_err(StorageError::io("list", &dir))? {
         let base = name.strip_suffix(".segment").and_then(|b| b.parse::<i64>().ok());
         if let Some(base) = base.filter(|b| log.segments().iter().all(|s| s.base != *b)) {
-            remove_segment(host, logs_dir, log.key, base)?;
+            remove_segment(host, logs_dir, log.key, base).await?;
         }
     }
     // What was indexed may be what was cut.
     for segment in log.segments() {
-        remove_index(host, logs_dir, log.key, segment.base)?;
+        remove_index(host, logs_dir, log.key, segment.base).await?;
     }
     Ok(())
 }

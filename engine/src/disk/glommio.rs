@@ -1,7 +1,7 @@
 //! Direct I/O on a glommio executor.
 //!
-//! Buffers are the executor's DMA memory. Folder operations are blocking system calls: they are rare (a segment
-//! or a topic made or removed) and take microseconds.
+//! Buffers are the executor's DMA memory. Names are looked up and renamed by blocking system calls: they are rare (a segment
+//! or a topic made or removed) and take microseconds. What takes longer is for the helper threads ([`helpers`]).
 
 use std::{
     cell::Cell,
@@ -15,7 +15,7 @@ use std::{
 };
 
 use ::glommio::{
-    TaskQueueHandle,
+    CpuSet, GlommioError, PoolPlacement, TaskQueueHandle,
     io::{Directory, DmaBuffer, DmaFile, OpenOptions},
 };
 use bytes::BytesMut;
@@ -45,7 +45,7 @@ pub struct GlommioFile {
     durable: Rc<DurableWrites>,
 }
 
-fn flat(error: ::glommio::GlommioError<()>) -> io::Error {
+fn flat(error: GlommioError<()>) -> io::Error {
     let kind = error.raw_os_error().map(io::Error::from_raw_os_error);
     kind.unwrap_or_else(|| io::Error::from(error))
 }
@@ -88,11 +88,22 @@ impl HostFile for GlommioFile {
 }
 
 thread_local! {
-    /// Work of this thread's executor that its helper thread has not finished.
+    /// Work of this thread's executor that its helper threads have not finished.
     static ASIDE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Runs blocking work on the executor's helper thread.
+/// Helper threads of an executor: one may be removing a large file while others wait for the other.
+const HELPERS: usize = 2;
+
+/// Where the helper threads of a shard's executor run: on any core. glommio would bind them to the shard's own.
+///
+/// # Errors
+/// What the system says if it cannot name the cores.
+pub fn helpers() -> io::Result<PoolPlacement> {
+    Ok(PoolPlacement::Fenced(HELPERS, CpuSet::online().map_err(flat)?))
+}
+
+/// Runs blocking work on one of the executor's helper threads.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     struct Running;
     impl Drop for Running {
@@ -105,7 +116,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     ::glommio::executor().spawn_blocking(work).await
 }
 
-/// Waits until the executor's helper thread is idle. It panics if its work ends after the executor; call this last.
+/// Waits until the executor's helper threads are idle. They panic if their work ends after the executor; call this last.
 pub async fn settle() {
     while ASIDE.get() > 0 {
         ::glommio::timer::sleep(Duration::from_millis(1)).await;
@@ -172,8 +183,16 @@ impl Host for GlommioHost {
         })
     }
 
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+    async fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let path = path.to_owned();
+        aside(move || {
+            // A parent may be removed, as empty, before its new child is made.
+            match std::fs::create_dir_all(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(&path),
+                made => made,
+            }
+        })
+        .await
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -189,15 +208,14 @@ impl Host for GlommioHost {
         Ok(names)
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        std::fs::remove_file(path)
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let path = path.to_owned();
+        aside(move || std::fs::remove_file(path)).await
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        match std::fs::remove_dir_all(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+    async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let path = path.to_owned();
+        aside(move || std::fs::remove_dir(path)).await
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

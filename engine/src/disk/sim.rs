@@ -540,6 +540,7 @@ impl Host for SimHost {
         let known = self.0.borrow().names.get(path).copied();
         let inode = match (known, mode) {
             (Some(inode), _) => inode,
+            (None, _) if self.0.borrow().dirs.contains(path) => return Err(io::ErrorKind::IsADirectory.into()),
             (None, OpenMode::Existing) => return Err(io::ErrorKind::NotFound.into()),
             (None, OpenMode::Create) => {
                 self.change().await;
@@ -557,7 +558,7 @@ impl Host for SimHost {
         })
     }
 
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    async fn create_dir(&self, path: &Path) -> io::Result<()> {
         let mut s = self.0.borrow_mut();
         for dir in path.ancestors() {
             s.dirs.insert(dir.to_owned());
@@ -578,21 +579,20 @@ impl Host for SimHost {
         Ok(names)
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        if matches!(self.gate(), Gate::Cut) {
-            return Err(eio());
-        }
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.change().await;
         let mut s = self.0.borrow_mut();
         s.names.remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        if matches!(self.gate(), Gate::Cut) {
-            return Err(eio());
-        }
+    async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.change().await;
         let mut s = self.0.borrow_mut();
-        s.names.retain(|p, _| !p.starts_with(path));
-        s.dirs.retain(|p| !p.starts_with(path));
+        let holds = |p: &PathBuf| p.parent() == Some(path);
+        if s.names.keys().any(holds) || s.dirs.iter().any(holds) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        s.dirs.remove(path);
         Ok(())
     }
 
@@ -601,8 +601,22 @@ impl Host for SimHost {
             return Err(eio());
         }
         let mut s = self.0.borrow_mut();
-        let inode = s.names.remove(from).ok_or(io::Error::from(io::ErrorKind::NotFound))?;
-        s.names.insert(to.to_owned(), inode);
+        let moved = |p: &PathBuf| {
+            let below = p.strip_prefix(from).ok()?;
+            Some(if below.as_os_str().is_empty() { to.to_owned() } else { to.join(below) })
+        };
+        if s.dirs.contains(from) {
+            s.dirs = std::mem::take(&mut s.dirs)
+                .into_iter()
+                .map(|p| moved(&p).unwrap_or(p))
+                .collect();
+        } else if !s.names.contains_key(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        s.names = std::mem::take(&mut s.names)
+            .into_iter()
+            .map(|(p, inode)| (moved(&p).unwrap_or(p), inode))
+            .collect();
         Ok(())
     }
 

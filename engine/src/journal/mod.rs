@@ -133,6 +133,7 @@ impl<H: Host, C> Journal<H, C> {
     /// Any failure of the disk.
     pub async fn open(host: H, config: JournalConfig) -> Result<Self, StorageError> {
         host.create_dir(&config.dir)
+            .await
             .map_err(|e| io_error("create", config.dir.clone(), e))?;
         let journal = Self {
             ring: RefCell::new(Ring::new(config.slot_bytes)),

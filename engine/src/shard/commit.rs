@@ -184,10 +184,7 @@ impl<H: Host> Shard<H> {
                 Completion::LogStart { partition, to } => {
                     let gone = partition.state.borrow_mut().advance_log_start(to);
                     if !gone.is_empty() {
-                        let (shard, partition) = (self.clone(), Rc::clone(&partition));
-                        self.0
-                            .host
-                            .spawn(async move { shard.remove_segments(&partition, gone).await });
+                        self.remove_segments(&partition, gone);
                     }
                     self.mark_dirty(&partition);
                     touched.push(partition);

@@ -8,10 +8,13 @@ use crate::{
     host::Host,
     log::SegmentMeta,
     retention,
-    segment::{index_path, partition_dir, segment_path, topic_dir},
-    shard::{Shard, commit::Completion, partition::Partition},
+    segment::{index_path, partition_dir, segment_path},
+    shard::{BREATH, Shard, commit::Completion, partition::Partition},
     types::{Offset, PartitionKey},
 };
+
+/// Folders of partitions renamed before others have their turn; each takes 10-30 us.
+const REMOVED_AT_ONCE: usize = 16;
 
 impl<H: Host> Shard<H> {
     /// Moves the log start to `to` (not beyond the high watermark, never back), durably, and removes what lies
@@ -67,7 +70,7 @@ impl<H: Host> Shard<H> {
         }
     }
 
-    pub(crate) async fn remove_segments(&self, partition: &Rc<Partition>, gone: Vec<SegmentMeta>) {
+    pub(crate) fn remove_segments(&self, partition: &Rc<Partition>, gone: Vec<SegmentMeta>) {
         // Batches of removed segments that are in memory only need not be written any more. Only whole segments:
         // what stays must begin on a block.
         for entry in partition.tail.borrow_mut().iter_mut_from(0) {
@@ -81,19 +84,11 @@ impl<H: Host> Shard<H> {
                 .sealed_indexes
                 .borrow_mut()
                 .retain(|(base, _)| *base != segment.base);
-            for path in [
-                segment_path(logs, &partition.key, segment.base),
-                index_path(logs, &partition.key, segment.base),
-            ] {
-                if let Err(error) = self.0.host.remove_file(&path)
-                    && error.kind() != std::io::ErrorKind::NotFound
-                {
-                    tracing::warn!(path = %path.display(), %error, "a segment file could not be removed");
-                }
-            }
+            let removal = &self.0.removal;
+            removal.remove_file(&segment_path(logs, &partition.key, segment.base));
+            removal.remove_file(&index_path(logs, &partition.key, segment.base));
         }
         self.0.read_cache.forget(partition.key);
-        self.check_disk_room();
     }
 
     /// Whether appends are refused because too little of the disk is free.
@@ -102,27 +97,60 @@ impl<H: Host> Shard<H> {
         self.0.disk_full.get()
     }
 
-    /// Forgets a partition and removes its files. Its deletion must be durable in the metadata before.
+    /// Forgets a partition and has its files removed. Its deletion must be durable in the metadata before. If it may come back to
+    /// this node, its folder is out of the way when this returns; if not, soon: thousands may go with a topic.
     ///
     /// # Errors
     /// What the disk says; the next start removes what is left.
-    pub fn remove_partition(&self, key: &PartitionKey) -> Result<(), StorageError> {
+    pub fn remove_partition(&self, key: &PartitionKey, may_come_back: bool) -> Result<(), StorageError> {
         if self.detach(key).is_none() {
             return Ok(());
         }
-        let dir = partition_dir(self.0.files.logs(), key);
-        self.0.host.remove_dir(&dir).map_err(|source| StorageError::Io {
-            operation: "remove",
-            path: dir,
-            source,
-        })?;
-        // The topic's folder goes with its last partition.
-        let topic = topic_dir(self.0.files.logs(), key);
-        if self.0.host.list(&topic).is_ok_and(|left| left.is_empty()) {
-            // Another shard may be removing it at the same time.
-            let _ = self.0.host.remove_dir(&topic);
+        if may_come_back {
+            return self.remove_files(key);
         }
-        self.check_disk_room();
+        let mut leaving = self.0.leaving.borrow_mut();
+        if leaving.is_empty() {
+            let shard = self.clone();
+            self.0.host.spawn(async move { shard.remove_leaving().await });
+        }
+        leaving.push_back(*key);
         Ok(())
+    }
+
+    /// Has the files of all partitions removed that [`remove_partition`](Self::remove_partition) has left for later.
+    pub(crate) async fn remove_leaving(&self) {
+        loop {
+            for _ in 0..REMOVED_AT_ONCE {
+                let Some(key) = self.0.leaving.borrow_mut().pop_front() else {
+                    return;
+                };
+                if let Err(error) = self.remove_files(&key) {
+                    tracing::warn!(partition = %key, %error, "a deleted partition's files stay until the next start");
+                }
+            }
+            self.0.host.sleep(BREATH).await;
+        }
+    }
+
+    /// Has the files of a partition removed that this shard does not know: its deletion was committed, and a crash left them.
+    ///
+    /// # Errors
+    /// What the disk says; the next start removes what is left.
+    pub fn remove_files(&self, key: &PartitionKey) -> Result<(), StorageError> {
+        let dir = partition_dir(self.0.files.logs(), key);
+        self.0
+            .removal
+            .remove_dir(&dir)
+            .map_err(StorageError::io("remove", &dir))
+    }
+
+    /// Removes files in the background, one at a time.
+    pub(crate) async fn removal_loop(&self) {
+        let closing = || self.0.closing.get();
+        while !closing() {
+            self.0.removal.remove_next(closing).await;
+            self.check_disk_room();
+        }
     }
 }

@@ -16,11 +16,13 @@ mod maintain;
 mod moves;
 mod partition;
 mod read;
+mod removal;
 mod replica;
 mod writeback;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -40,9 +42,13 @@ use crate::{
     log::{LogConfig, LogState},
     paged::PagedDeque,
     segment::{FileCache, Pace},
+    shard::removal::Removal,
     sync::{Budget, Permit, WaitList},
     types::{Offset, PartitionKey, PartitionMap},
 };
+
+/// How long work in the background that waits for nothing leaves the thread to others, now and then.
+const BREATH: Duration = Duration::from_millis(1);
 
 /// Sizes of a shard. All are limits: what happens at each is said here.
 #[derive(Clone, Debug)]
@@ -120,6 +126,9 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) partitions: RefCell<PartitionMap<Rc<Partition>>>,
     pub(crate) journal: Journal<H, commit::Completion>,
     pub(crate) files: FileCache<H>,
+    pub(crate) removal: Removal<H>,
+    /// Partitions of deleted topics whose folders are still where they were.
+    pub(crate) leaving: RefCell<VecDeque<PartitionKey>>,
     pub(crate) read_cache: ReadCache,
     pub(crate) queue: Rc<Budget>,
     /// Of what is written to segments in the background.
@@ -173,7 +182,11 @@ impl<H: Host> Shard<H> {
             },
         )
         .await?;
+        let removed = layout::removed_dir(&config.dir);
+        let removal = Removal::open(host.clone(), removed, config.shard, config.incarnation).await?;
         let shard = Self(Rc::new(Inner {
+            removal,
+            leaving: RefCell::default(),
             journal,
             files: FileCache::new(host.clone(), config.logs_dir(), config.open_files),
             read_cache: ReadCache::new(config.read_cache_bytes),
@@ -203,6 +216,8 @@ impl<H: Host> Shard<H> {
         let host = shard.0.host.clone();
         let s = shard.clone();
         host.spawn(async move { s.write_back_loop().await });
+        let s = shard.clone();
+        host.spawn(async move { s.removal_loop().await });
         let s = shard.clone();
         host.spawn(async move {
             while !s.0.closing.get() {
@@ -290,8 +305,10 @@ impl<H: Host> Shard<H> {
     pub async fn close(&self) -> Result<(), StorageError> {
         self.flush_all().await?;
         self.store_active_indexes().await;
+        self.remove_leaving().await;
         self.0.closing.set(true);
         self.0.writeback_signal.wake_all();
+        self.0.removal.wake();
         Ok(())
     }
 

@@ -219,7 +219,7 @@ impl<H: Host> Shard<H> {
             .await;
         let end = cut.log_end();
         partition.unwritten_from.set(partition.unwritten_from.get().min(end));
-        self.remove_segments(partition, gone).await;
+        self.remove_segments(partition, gone);
         if let Cut::Truncate { last: Some(last), .. } = cut {
             self.shorten(partition, last).await?;
         }
@@ -270,11 +270,7 @@ impl<H: Host> Shard<H> {
         self.0.read_cache.forget(partition.key);
         if let Some(base) = last {
             let path = crate::segment::index_path(self.0.files.logs(), &partition.key, base);
-            if let Err(error) = self.0.host.remove_file(&path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), %error, "an index file could not be removed");
-            }
+            self.0.removal.remove_file(&path);
         }
         self.mark_dirty(partition);
         gone

@@ -1,0 +1,148 @@
+//! Files that are needed no more: their names are free at once, they go in the background, and a crash leaves none for long.
+
+mod common;
+
+use std::{path::Path, time::Duration};
+
+use common::{LOG, append, config, key, open_shards};
+use millrace_engine::{
+    disk::sim::SimHost,
+    host::{Host, HostFile, OpenMode},
+    log::LogState,
+    recovery,
+    shard::Shard,
+};
+
+const PARTITIONS: u32 = 40;
+
+/// Names below a folder.
+fn below(host: &SimHost, dir: &str) -> usize {
+    host.files().iter().filter(|p| p.starts_with(dir)).count()
+}
+
+async fn start(host: &SimHost) -> (u64, Shard<SimHost>) {
+    let recovered = recovery::recover(host, &config(0, 0), 1).await.expect("sound");
+    let shard = open_shards(host, recovered.incarnation, 1)
+        .await
+        .expect("opens")
+        .remove(0);
+    for state in recovered.partitions {
+        shard.add_partition(state, LOG);
+    }
+    (recovered.incarnation, shard)
+}
+
+async fn value_at(shard: &Shard<SimHost>, partition: u32, offset: i64, value: &[u8]) {
+    let records = shard.read(key(partition), offset, 1, true).await.expect("read");
+    assert!(records.bytes.windows(value.len()).any(|w| w == value));
+}
+
+#[test]
+fn a_partition_that_comes_back_at_once_has_nothing_of_the_one_before() {
+    let host = SimHost::new();
+    let h = host.clone();
+    host.run(async move {
+        let (_, shard) = start(&h).await;
+        for p in 0..2 {
+            shard.add_partition(LogState::new(key(p)), LOG);
+        }
+        for n in 0..30_u8 {
+            append(&shard, u32::from(n % 2), &[n; 5_000]).await.expect("appended");
+        }
+        shard.flush_all().await.expect("flushed");
+        shard.remove_partition(&key(0), true).expect("removed");
+        shard.add_partition(LogState::new(key(0)), LOG);
+        assert!(below(&h, "/data/removed") > 1, "in the background");
+        assert_eq!(append(&shard, 0, &[0xaa; 5_000]).await, Ok(0));
+        shard.flush_all().await.expect("flushed");
+        h.sleep(Duration::from_secs(1)).await;
+        assert_eq!(below(&h, "/data/removed"), 0);
+        assert_eq!(shard.close().await.map_err(|e| e.to_string()), Ok(()));
+
+        let (_, shard) = start(&h).await;
+        let status = shard.partition(&key(0)).expect("there").status();
+        assert_eq!((status.log_start, status.log_end), (0, 1));
+        value_at(&shard, 0, 0, &[0xaa; 5_000]).await;
+        for n in 0..15 {
+            value_at(&shard, 1, i64::from(n), &[2 * n + 1; 5_000]).await;
+        }
+    })
+    .expect("ends");
+}
+
+#[test]
+fn what_a_crash_leaves_to_be_removed_the_next_start_removes() {
+    let host = SimHost::new();
+    let h = host.clone();
+    host.run(async move {
+        let (_, shard) = start(&h).await;
+        for p in 0..PARTITIONS {
+            shard.add_partition(LogState::new(key(p)), LOG);
+            append(&shard, p, &[1; 500]).await.expect("appended");
+        }
+        shard.flush_all().await.expect("flushed");
+        assert_eq!(below(&h, "/data/logs"), PARTITIONS as usize);
+        for p in 0..PARTITIONS {
+            shard.remove_partition(&key(p), p % 2 == 0).expect("removed");
+        }
+        assert!(below(&h, "/data/removed") >= PARTITIONS as usize / 2);
+    })
+    .expect("ends");
+
+    let host = host.after_kill();
+    assert!(below(&host, "/data/removed") > 0, "killed before all was removed");
+    let h = host.clone();
+    host.run(async move {
+        let (_, shard) = start(&h).await;
+        // They are not in the metadata any more.
+        for p in 0..PARTITIONS {
+            shard.remove_partition(&key(p), false).expect("removed");
+        }
+        h.sleep(Duration::from_secs(5)).await;
+        assert_eq!((below(&h, "/data/removed"), below(&h, "/data/logs")), (0, 0));
+    })
+    .expect("ends");
+}
+
+#[test]
+fn a_stop_leaves_no_deleted_partition_under_its_name() {
+    let host = SimHost::new();
+    let h = host.clone();
+    host.run(async move {
+        let (_, shard) = start(&h).await;
+        for p in 0..PARTITIONS {
+            shard.add_partition(LogState::new(key(p)), LOG);
+            append(&shard, p, &[1; 500]).await.expect("appended");
+        }
+        shard.flush_all().await.expect("flushed");
+        for p in 0..PARTITIONS {
+            shard.remove_partition(&key(p), false).expect("removed");
+        }
+        shard.close().await.expect("closed");
+        assert_eq!(below(&h, "/data/logs"), 0);
+    })
+    .expect("ends");
+}
+
+#[test]
+fn a_large_file_goes_piece_by_piece() {
+    const FILE: &str = "/data/removed/0-0-0";
+    let host = SimHost::new();
+    let h = host.clone();
+    host.run(async move {
+        h.create_dir(Path::new("/data/removed")).await.expect("made");
+        let file = h.open(Path::new(FILE), OpenMode::Create).await.expect("made");
+        file.write_at(h.buffer(20 << 20), 0).await.expect("written");
+        let (_, _shard) = start(&h).await;
+        let mut lengths = vec![20 << 20];
+        while below(&h, "/data/removed") > 0 {
+            h.sleep(Duration::from_millis(1)).await;
+            if below(&h, "/data/removed") > 0 {
+                lengths.push(h.contents(Path::new(FILE)).len());
+            }
+        }
+        lengths.dedup();
+        assert!(lengths.windows(2).all(|w| w[0] - w[1] <= 4 << 20), "{lengths:?}");
+    })
+    .expect("ends");
+}
