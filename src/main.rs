@@ -11,6 +11,8 @@ use millrace::{
     server,
 };
 
+mod memory;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -218,6 +220,9 @@ fn main() -> ExitCode {
         .init();
     match Cli::parse().command {
         Command::Serve(serve) => {
+            if let Err(error) = memory::give_back_in_background() {
+                tracing::warn!(%error, "no thread to give memory back: shards do it themselves");
+            }
             let result = serve
                 .settings()
                 .map_err(server::ServeError::from)
