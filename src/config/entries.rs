@@ -264,7 +264,7 @@ pub const ENTRIES: &[Entry] = &[
     broker(
         "journal.bytes",
         Kind::Long(1 << 20, 1 << 40),
-        "67108864",
+        "134217728",
         "Size of each shard's journal; bounds unwritten batches and the time of recovery.",
     ),
     broker(

@@ -30,6 +30,8 @@ const ACTIVE_INDEX_MIN: usize = 8;
 /// Partitions written side by side while appends go on: every one may have a flush in the disk's queue, and the journal's
 /// own waits behind them.
 const PARTITIONS_AT_ONCE: usize = 2;
+/// The same where one [`Host::sync_all`] flushes them later: their writes alone are in the disk's queue.
+const PARTITIONS_AT_ONCE_UNFLUSHED: usize = 8;
 /// Partitions made durable by one [`Host::sync_all`]: the file system's own writes for them go out at once, and the journal's next
 /// write queues behind them.
 const SYNC_ALL_MAX: usize = 64;
@@ -154,10 +156,10 @@ impl<H: Host> Shard<H> {
         // One partition's files are flushed while another's are written: many small ones would otherwise take a
         // flush each, one after the other.
         let results = concurrently(
-            if hurried {
-                PARTITIONS_AT_ONCE_HURRIED
-            } else {
-                PARTITIONS_AT_ONCE
+            match (hurried, sync_all) {
+                (true, _) => PARTITIONS_AT_ONCE_HURRIED,
+                (false, true) => PARTITIONS_AT_ONCE_UNFLUSHED,
+                (false, false) => PARTITIONS_AT_ONCE,
             },
             some.iter().map(|partition| async move {
                 partition.dirty.set(false);
