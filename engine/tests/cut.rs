@@ -22,7 +22,7 @@ use millrace_engine::{
 /// A log's batches as first offset, epoch and bytes.
 type History = Vec<(i64, i32, Bytes)>;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Model {
     /// What was appended, and not cut.
     history: History,
@@ -120,9 +120,8 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
     let log_end = partition.status().log_end;
     partition.wait_durable(log_end).await.ok()?;
     model.borrow_mut().durable = log_end;
-    let now = model.take();
+    let now = model.borrow().clone();
     check(&shard, &now, "while running").await;
-    model.replace(now);
     Some(())
 }
 

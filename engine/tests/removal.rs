@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::{path::Path, time::Duration};
+use std::{cell::Cell, path::Path, rc::Rc, time::Duration};
 
 use common::{LOG, append, config, key, open_shards};
 use millrace_engine::{
+    ReadError,
     disk::sim::SimHost,
     host::{Host, HostFile, OpenMode},
-    log::LogState,
+    log::{LogConfig, LogState},
     recovery,
     shard::Shard,
 };
@@ -120,6 +121,59 @@ fn a_stop_leaves_no_deleted_partition_under_its_name() {
         }
         shard.close().await.expect("closed");
         assert_eq!(below(&h, "/data/logs"), 0);
+    })
+    .expect("ends");
+}
+
+#[test]
+fn readers_of_what_retention_removes_do_no_harm() {
+    const VALUE: usize = 400_000;
+    let host = SimHost::new();
+    let h = host.clone();
+    host.run(async move {
+        let (_, shard) = start(&h).await;
+        let log = LogConfig {
+            segment_bytes: 12 << 20,
+            ..LOG
+        };
+        shard.add_partition(LogState::new(key(0)), log);
+        for n in 0..90_u8 {
+            append(&shard, 0, &vec![n; VALUE]).await.expect("appended");
+        }
+        shard.flush_all().await.expect("flushed");
+        let partition = shard.partition(&key(0)).expect("there");
+        // They read everything over and over, each from another record on.
+        let (refused, stop) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+        for reader in 0..10 {
+            let (shard, refused, stop) = (shard.clone(), Rc::clone(&refused), Rc::clone(&stop));
+            h.spawn(async move {
+                let mut next = 3 * reader;
+                while !stop.get() {
+                    match shard.read(key(0), next, 1, true).await {
+                        Ok(records) => {
+                            assert!(records.bytes.windows(1_000).any(|w| w == [next as u8; 1_000]));
+                            next = if records.next_offset < 90 { records.next_offset } else { records.log_start };
+                        }
+                        Err(ReadError::OffsetOutOfRange { log_start, .. }) => {
+                            refused.set(refused.get() + 1);
+                            next = log_start;
+                        }
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            });
+        }
+        for to in 1..70 {
+            shard.delete_records(&partition, to).await.expect("moved");
+            for _ in 0..20 {
+                h.yield_now().await;
+            }
+        }
+        stop.set(true);
+        h.sleep(Duration::from_secs(1)).await;
+        assert!(refused.get() > 0, "nobody read what went");
+        assert_eq!(below(&h, "/data/removed"), 0);
+        assert_eq!(append(&shard, 0, b"sound").await, Ok(90));
     })
     .expect("ends");
 }

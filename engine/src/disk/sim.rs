@@ -357,8 +357,8 @@ impl SimHost {
         }
     }
 
-    async fn change(&self) {
-        // Some turns of the other tasks between the call and its effect, as a real disk would give them.
+    /// Some turns of the other tasks between a call and its effect, as a real disk would give them.
+    async fn turns(&self) {
         let until = {
             let s = self.0.borrow();
             s.turn + 1 + s.operations % 3
@@ -371,6 +371,10 @@ impl SimHost {
             }
         })
         .await;
+    }
+
+    async fn change(&self) {
+        self.turns().await;
         if matches!(self.gate(), Gate::Cut) {
             pending::<()>().await;
         }
@@ -457,6 +461,7 @@ impl HostFile for SimFile {
     }
 
     async fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> io::Result<()> {
+        self.host.turns().await;
         let s = self.host.0.borrow();
         let bytes = &s.inodes[&self.inode].current;
         let start = (position as usize).min(bytes.len());

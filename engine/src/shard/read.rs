@@ -131,11 +131,7 @@ impl<H: Host> Shard<H> {
         let limit = {
             let state = partition.state.borrow();
             if offset < state.log_start() || offset > state.log_end() {
-                return Err(ReadError::OffsetOutOfRange {
-                    offset,
-                    log_start: state.log_start(),
-                    log_end: state.log_end(),
-                });
+                return Err(out_of_range(&state, offset));
             }
             limit(&state)
         };
@@ -165,9 +161,20 @@ impl<H: Host> Shard<H> {
                 .front()
                 .map_or(limit, |first| first.batch.header.base_offset)
                 .min(limit);
-            match self.visit_segments(&partition, next, until, visit).await? {
-                Some(reached) => next = reached,
-                None => return Ok(()),
+            match self.visit_segments(&partition, next, until, visit).await {
+                Ok(Some(reached)) => next = reached,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    // What was read may have been removed meanwhile.
+                    if partition.deleted.get() {
+                        return Err(ReadError::UnknownPartition(key));
+                    }
+                    let state = partition.state.borrow();
+                    return Err(match next < state.log_start() {
+                        true => out_of_range(&state, next),
+                        false => error,
+                    });
+                }
             }
         }
         Ok(())
@@ -186,12 +193,7 @@ impl<H: Host> Shard<H> {
         while next < until {
             let Some(segment) = segment_at(partition, place.base) else {
                 // Retention removed it meanwhile.
-                let state = partition.state.borrow();
-                return Err(ReadError::OffsetOutOfRange {
-                    offset,
-                    log_start: state.log_start(),
-                    log_end: state.log_end(),
-                });
+                return Err(out_of_range(&partition.state.borrow(), offset));
             };
             let Some((header, position)) = self.next_header(partition, &segment, place.position).await? else {
                 match segment_after(partition, segment.base) {
@@ -288,11 +290,7 @@ impl<H: Host> Shard<H> {
         }
         let segment = {
             let state = partition.state.borrow();
-            let index = state.segment_index(offset).ok_or(ReadError::OffsetOutOfRange {
-                offset,
-                log_start: state.log_start(),
-                log_end: state.log_end(),
-            })?;
+            let index = (state.segment_index(offset)).ok_or_else(|| out_of_range(&state, offset))?;
             state.segments()[index]
         };
         let position = self
@@ -495,6 +493,10 @@ impl<H: Host> Shard<H> {
             position,
             reason: reason.into(),
         };
+        // The file of a segment that the log has given up shrinks while it is still being read.
+        if partition.deleted.get() || segment_at(partition, base).is_none() {
+            return error;
+        }
         if partition.check_healthy().is_ok() {
             tracing::error!(partition = %partition.key, %error, "stored records are damaged: the partition is offline for appends, sound records can \
                 still be read; `millrace export` saves them from the stopped broker's folder");
@@ -549,6 +551,14 @@ impl<H: Host> Shard<H> {
         })
         .await?;
         found.map_err(ReadError::Batch)
+    }
+}
+
+fn out_of_range(state: &LogState, offset: Offset) -> ReadError {
+    ReadError::OffsetOutOfRange {
+        offset,
+        log_start: state.log_start(),
+        log_end: state.log_end(),
     }
 }
 
