@@ -369,7 +369,7 @@ impl Node {
         else {
             return Ok(());
         };
-        self.forget(&key, &self.view.borrow().image)?;
+        self.forget(&key, &view.image)?;
         self.add_partition(None, key, image, log_config(&self.shared.settings, &view.image, topic));
         if let Some(partition) = self.engine.partition(&key) {
             replication::assign(self, &partition, image, true);

@@ -208,7 +208,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let (init_tx, init_rx): (Vec<_>, Vec<_>) = (0..cpus.len()).map(|_| flume::bounded::<Init>(1)).unzip();
     // The first shard alone needs the folder's identity: to note the cluster that it joins.
     let mut first = Some((init_tx, identity));
-    let helpers = helpers().map_err(|e| ServeError::Executor(e.to_string()))?;
+    let helpers = helpers(&allowed_cpus()).map_err(|e| ServeError::Executor(e.to_string()))?;
     let mut threads = Vec::new();
     for (shard, ((cpu, mailbox), init)) in cpus.into_iter().zip(mailboxes).zip(init_rx).enumerate() {
         let (context, ready_tx, ready_rx) = (context.clone(), ready_tx.clone(), ready_rx.clone());
@@ -249,14 +249,19 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     result
 }
 
-/// The cores that shards run on, of those this process may use: `wanted` of them, or for 0 all but one.
-fn cpus(wanted: usize) -> Vec<usize> {
-    let allowed: Vec<usize> = match rustix::thread::sched_getaffinity(None) {
+/// The cores that this process may use.
+fn allowed_cpus() -> Vec<usize> {
+    match rustix::thread::sched_getaffinity(None) {
         Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
             .filter(|c| set.is_set(*c))
             .collect(),
         Err(_) => vec![0],
-    };
+    }
+}
+
+/// The cores that shards run on, of those this process may use: `wanted` of them, or for 0 all but one.
+fn cpus(wanted: usize) -> Vec<usize> {
+    let allowed = allowed_cpus();
     // What the kernel does for disk and network, and everybody else, has a core, too (kernel-notes.md).
     let count = match wanted {
         0 => allowed.len().saturating_sub(1).max(1),

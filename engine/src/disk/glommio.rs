@@ -95,12 +95,15 @@ thread_local! {
 /// Helper threads of an executor: one may be removing a large file while others wait for the other.
 const HELPERS: usize = 2;
 
-/// Where the helper threads of a shard's executor run: on any core. glommio would bind them to the shard's own.
+/// Where the helper threads of a shard's executor run: on any of these cores. glommio would bind them to the shard's own.
 ///
 /// # Errors
-/// What the system says if it cannot name the cores.
-pub fn helpers() -> io::Result<PoolPlacement> {
-    Ok(PoolPlacement::Fenced(HELPERS, CpuSet::online().map_err(flat)?))
+/// What the system says if it cannot name the cores that there are.
+pub fn helpers(cores: &[usize]) -> io::Result<PoolPlacement> {
+    let cores = CpuSet::online()
+        .map_err(flat)?
+        .filter(|core| cores.contains(&core.cpu));
+    Ok(PoolPlacement::Fenced(HELPERS, cores))
 }
 
 /// Runs blocking work on one of the executor's helper threads.
