@@ -185,7 +185,10 @@ impl<H: Host> FileCache<H> {
 
     async fn create(&self, key: PartitionKey, base: Offset, path: &Path) -> Result<H::File, StorageError> {
         let dir = partition_dir(&self.logs, &key);
-        self.host.create_dir(&dir).await.map_err(StorageError::io("create", &dir))?;
+        self.host
+            .create_dir(&dir)
+            .await
+            .map_err(StorageError::io("create", &dir))?;
         self.unsynced.borrow_mut().insert((key, base));
         self.host
             .open(path, OpenMode::Create)

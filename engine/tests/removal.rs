@@ -152,7 +152,11 @@ fn readers_of_what_retention_removes_do_no_harm() {
                     match shard.read(key(0), next, 1, true).await {
                         Ok(records) => {
                             assert!(records.bytes.windows(1_000).any(|w| w == [next as u8; 1_000]));
-                            next = if records.next_offset < 90 { records.next_offset } else { records.log_start };
+                            next = if records.next_offset < 90 {
+                                records.next_offset
+                            } else {
+                                records.log_start
+                            };
                         }
                         Err(ReadError::OffsetOutOfRange { log_start, .. }) => {
                             refused.set(refused.get() + 1);

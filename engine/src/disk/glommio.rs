@@ -100,9 +100,7 @@ const HELPERS: usize = 2;
 /// # Errors
 /// What the system says if it cannot name the cores that there are.
 pub fn helpers(cores: &[usize]) -> io::Result<PoolPlacement> {
-    let cores = CpuSet::online()
-        .map_err(flat)?
-        .filter(|core| cores.contains(&core.cpu));
+    let cores = CpuSet::online().map_err(flat)?.filter(|core| cores.contains(&core.cpu));
     Ok(PoolPlacement::Fenced(HELPERS, cores))
 }
 

@@ -608,7 +608,11 @@ impl Host for SimHost {
         let mut s = self.0.borrow_mut();
         let moved = |p: &PathBuf| {
             let below = p.strip_prefix(from).ok()?;
-            Some(if below.as_os_str().is_empty() { to.to_owned() } else { to.join(below) })
+            Some(if below.as_os_str().is_empty() {
+                to.to_owned()
+            } else {
+                to.join(below)
+            })
         };
         if s.dirs.contains(from) {
             s.dirs = std::mem::take(&mut s.dirs)
