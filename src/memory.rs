@@ -28,3 +28,18 @@ pub fn give_back_in_background() -> io::Result<()> {
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_option_is_the_one_that_is_meant() {
+        // SAFETY: nothing here changes options.
+        let delay = unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
+        assert_eq!(
+            delay, 1_000,
+            "the allocator's default; was its list of options changed?"
+        );
+    }
+}

@@ -105,7 +105,6 @@ async fn store_base<H: Host>(
 ) -> Result<(), StorageError> {
     let captured = partitions.iter().map(PartitionCheckpoint::capture).collect();
     let dir = config.checkpoint_dir();
-    host.create_dir(&dir).await.map_err(StorageError::io("create", &dir))?;
     let name = Name::Base { incarnation };
     checkpoint::store(host, &dir, name, &Checkpoint::new(Position::START, shards, captured)).await?;
     checkpoint::remove_others(host, &dir, incarnation).await

@@ -21,7 +21,7 @@ fn below(host: &SimHost, dir: &str) -> usize {
     host.files().iter().filter(|p| p.starts_with(dir)).count()
 }
 
-async fn start(host: &SimHost) -> (u64, Shard<SimHost>) {
+async fn start(host: &SimHost) -> Shard<SimHost> {
     let recovered = recovery::recover(host, &config(0, 0), 1).await.expect("sound");
     let shard = open_shards(host, recovered.incarnation, 1)
         .await
@@ -30,7 +30,19 @@ async fn start(host: &SimHost) -> (u64, Shard<SimHost>) {
     for state in recovered.partitions {
         shard.add_partition(state, LOG);
     }
-    (recovered.incarnation, shard)
+    shard
+}
+
+/// A shard with a record in a segment of each of [`PARTITIONS`].
+async fn start_with_partitions(host: &SimHost) -> Shard<SimHost> {
+    let shard = start(host).await;
+    for p in 0..PARTITIONS {
+        shard.add_partition(LogState::new(key(p)), LOG);
+        append(&shard, p, &[1; 500]).await.expect("appended");
+    }
+    shard.flush_all().await.expect("flushed");
+    assert_eq!(below(host, "/data/logs"), PARTITIONS as usize);
+    shard
 }
 
 async fn value_at(shard: &Shard<SimHost>, partition: u32, offset: i64, value: &[u8]) {
@@ -43,7 +55,7 @@ fn a_partition_that_comes_back_at_once_has_nothing_of_the_one_before() {
     let host = SimHost::new();
     let h = host.clone();
     host.run(async move {
-        let (_, shard) = start(&h).await;
+        let shard = start(&h).await;
         for p in 0..2 {
             shard.add_partition(LogState::new(key(p)), LOG);
         }
@@ -60,7 +72,7 @@ fn a_partition_that_comes_back_at_once_has_nothing_of_the_one_before() {
         assert_eq!(below(&h, "/data/removed"), 0);
         assert_eq!(shard.close().await.map_err(|e| e.to_string()), Ok(()));
 
-        let (_, shard) = start(&h).await;
+        let shard = start(&h).await;
         let status = shard.partition(&key(0)).expect("there").status();
         assert_eq!((status.log_start, status.log_end), (0, 1));
         value_at(&shard, 0, 0, &[0xaa; 5_000]).await;
@@ -76,13 +88,7 @@ fn what_a_crash_leaves_to_be_removed_the_next_start_removes() {
     let host = SimHost::new();
     let h = host.clone();
     host.run(async move {
-        let (_, shard) = start(&h).await;
-        for p in 0..PARTITIONS {
-            shard.add_partition(LogState::new(key(p)), LOG);
-            append(&shard, p, &[1; 500]).await.expect("appended");
-        }
-        shard.flush_all().await.expect("flushed");
-        assert_eq!(below(&h, "/data/logs"), PARTITIONS as usize);
+        let shard = start_with_partitions(&h).await;
         for p in 0..PARTITIONS {
             shard.remove_partition(&key(p), p % 2 == 0).expect("removed");
         }
@@ -94,7 +100,7 @@ fn what_a_crash_leaves_to_be_removed_the_next_start_removes() {
     assert!(below(&host, "/data/removed") > 0, "killed before all was removed");
     let h = host.clone();
     host.run(async move {
-        let (_, shard) = start(&h).await;
+        let shard = start(&h).await;
         // They are not in the metadata any more.
         for p in 0..PARTITIONS {
             shard.remove_partition(&key(p), false).expect("removed");
@@ -110,12 +116,7 @@ fn a_stop_leaves_no_deleted_partition_under_its_name() {
     let host = SimHost::new();
     let h = host.clone();
     host.run(async move {
-        let (_, shard) = start(&h).await;
-        for p in 0..PARTITIONS {
-            shard.add_partition(LogState::new(key(p)), LOG);
-            append(&shard, p, &[1; 500]).await.expect("appended");
-        }
-        shard.flush_all().await.expect("flushed");
+        let shard = start_with_partitions(&h).await;
         for p in 0..PARTITIONS {
             shard.remove_partition(&key(p), false).expect("removed");
         }
@@ -131,7 +132,7 @@ fn readers_of_what_retention_removes_do_no_harm() {
     let host = SimHost::new();
     let h = host.clone();
     host.run(async move {
-        let (_, shard) = start(&h).await;
+        let shard = start(&h).await;
         let log = LogConfig {
             segment_bytes: 12 << 20,
             ..LOG
@@ -191,7 +192,7 @@ fn a_large_file_goes_piece_by_piece() {
         h.create_dir(Path::new("/data/removed")).await.expect("made");
         let file = h.open(Path::new(FILE), OpenMode::Create).await.expect("made");
         file.write_at(h.buffer(20 << 20), 0).await.expect("written");
-        let (_, _shard) = start(&h).await;
+        let _shard = start(&h).await;
         let mut lengths = vec![20 << 20];
         while below(&h, "/data/removed") > 0 {
             h.sleep(Duration::from_millis(1)).await;

@@ -133,7 +133,8 @@ impl<H: Host> Shard<H> {
         }
     }
 
-    /// Has the files of a partition removed that this shard does not know: its deletion was committed, and a crash left them.
+    /// Has the files of a partition removed that this shard does not know, or does not know any more. Its deletion must be durable in the
+    /// metadata before.
     ///
     /// # Errors
     /// What the disk says; the next start removes what is left.
