@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod config;
 pub mod coordinator;
+pub mod cpus;
 pub mod doctor;
 pub mod endpoints;
 pub mod export;

@@ -162,7 +162,7 @@ struct Serve {
     /// Address told to clients, if it is another
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// Shards, one per core [default: the cores this process may use]
+    /// Shards, one per core [default: all cores this process may use but one]
     #[arg(long, value_name = "N")]
     cores: Option<String>,
     /// Memory for batches, caches and requests [default: 1GiB]

@@ -34,7 +34,7 @@ use crate::{
         brokers,
         join::{self, JoinError, Joining},
     },
-    doctor,
+    cpus, doctor,
     identity::{self, Identity, IdentityError},
     listen::{self, ListenError},
     node::{METADATA_KEY, Node, Shared, View},
@@ -166,7 +166,8 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let node_id = (settings.source("node.id") == Source::Static).then(|| settings.number("node.id") as i32);
     let identity = identity::open(&dir, node_id)?;
     let listen = listen::resolve(&settings)?;
-    let cpus = cpus(settings.number("cores") as usize);
+    let allowed = cpus::allowed();
+    let cpus = cpus::of_shards(&allowed, settings.number("cores") as usize, identity.node_id);
     let sizes = Sizes::new(&settings, cpus.len())?;
     let spin = Duration::from_micros(settings.number("spin.us") as u64);
     let dir = dir.canonicalize().unwrap_or(dir);
@@ -208,7 +209,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let (init_tx, init_rx): (Vec<_>, Vec<_>) = (0..cpus.len()).map(|_| flume::bounded::<Init>(1)).unzip();
     // The first shard alone needs the folder's identity: to note the cluster that it joins.
     let mut first = Some((init_tx, identity));
-    let helpers = helpers(&allowed_cpus()).map_err(|e| ServeError::Executor(e.to_string()))?;
+    let helpers = helpers(&allowed).map_err(|e| ServeError::Executor(e.to_string()))?;
     let mut threads = Vec::new();
     for (shard, ((cpu, mailbox), init)) in cpus.into_iter().zip(mailboxes).zip(init_rx).enumerate() {
         let (context, ready_tx, ready_rx) = (context.clone(), ready_tx.clone(), ready_rx.clone());
@@ -247,28 +248,6 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
         }
     }
     result
-}
-
-/// The cores that this process may use.
-fn allowed_cpus() -> Vec<usize> {
-    match rustix::thread::sched_getaffinity(None) {
-        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
-            .filter(|c| set.is_set(*c))
-            .collect(),
-        Err(_) => vec![0],
-    }
-}
-
-/// The cores that shards run on, of those this process may use: `wanted` of them, or for 0 all but one.
-fn cpus(wanted: usize) -> Vec<usize> {
-    let allowed = allowed_cpus();
-    // What the kernel does for disk and network, and everybody else, has a core, too (kernel-notes.md).
-    let count = match wanted {
-        0 => allowed.len().saturating_sub(1).max(1),
-        wanted => wanted,
-    };
-    // More shards than cores share them.
-    allowed.into_iter().cycle().take(count).collect()
 }
 
 fn watch_signals(context: &Context) -> Result<(), ServeError> {
@@ -491,18 +470,4 @@ async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
     }
     tracing::info!(shard = node.shard, "stopped");
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_core_is_left_to_others_unless_more_shards_are_asked_for() {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let by_default = cpus(0);
-        assert_eq!(by_default.len(), if cores == 1 { 1 } else { cores - 1 });
-        assert_eq!(cpus(cores)[..by_default.len()], by_default);
-        assert_eq!(cpus(2 * cores).len(), 2 * cores, "they share cores");
-    }
 }

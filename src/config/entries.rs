@@ -162,7 +162,8 @@ pub const ENTRIES: &[Entry] = &[
         "cores",
         Kind::Int(0, 1024),
         "0",
-        "Shards, each on a core of its own; 0 takes all cores that this process may use but one, and at least one.",
+        "Shards, each on a core of its own; 0 takes all cores that this process may use but one, and at least one. Nodes of one \
+         machine begin behind each other, by their ids.",
     ),
     broker(
         "memory",

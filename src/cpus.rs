@@ -1,0 +1,55 @@
+//! Which cores shards run on.
+
+/// The cores that this process may use, at least one.
+pub fn allowed() -> Vec<usize> {
+    let of_process = rustix::thread::sched_getaffinity(None).map(|set| {
+        (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|c| set.is_set(*c))
+            .collect()
+    });
+    match of_process {
+        Ok(cpus) if !Vec::is_empty(&cpus) => cpus,
+        _ => vec![0],
+    }
+}
+
+/// A core for each shard, of those `allowed`: `wanted` of them, or for 0 all but one. More shards than cores share them.
+///
+/// Which ones depends on the node: several on one machine begin behind each other, and do not all use the same cores while
+/// others are idle.
+pub fn of_shards(allowed: &[usize], wanted: usize, node_id: i32) -> Vec<usize> {
+    // What the kernel does for disk and network, and everybody else, has a core, too (kernel-notes.md).
+    let count = match wanted {
+        0 => allowed.len().saturating_sub(1).max(1),
+        wanted => wanted,
+    };
+    let before = i64::from(node_id).saturating_sub(1).max(0) as usize;
+    let first = before.saturating_mul(count) % allowed.len().max(1);
+    allowed.iter().copied().cycle().skip(first).take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_shards;
+
+    #[test]
+    fn one_core_is_left_by_default() {
+        assert_eq!(of_shards(&[0], 0, 1), [0]);
+        assert_eq!(of_shards(&[0, 1], 0, 1), [0]);
+        assert_eq!(of_shards(&[2, 3, 6, 7], 0, 1), [2, 3, 6]);
+        assert_eq!(of_shards(&[0, 1], 3, 1), [0, 1, 0]);
+    }
+
+    #[test]
+    fn nodes_of_one_machine_begin_behind_each_other() {
+        let of = |cores: usize, wanted| {
+            let all: Vec<usize> = (0..cores).collect();
+            (1..=3).map(|n| of_shards(&all, wanted, n)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(2, 0), [[0], [1], [0]]);
+        assert_eq!(of(6, 2), [[0, 1], [2, 3], [4, 5]]);
+        assert_eq!(of(4, 0), [[0, 1, 2], [3, 0, 1], [2, 3, 0]]);
+        assert_eq!(of_shards(&[0, 1], 0, i32::MAX), [0]);
+        assert_eq!(of_shards(&[0, 1], 0, -5), [0]);
+    }
+}
