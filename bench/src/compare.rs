@@ -18,11 +18,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Outcome, floor,
+    Outcome,
+    entrants::{self, Entrant},
+    floor,
     load::{self, Measured},
     process, report,
     result::{self, RunResult},
-    target::{self, Running, Target},
+    target::{Running, Target},
     wire,
     workload::{self, Workload},
 };
@@ -30,27 +32,12 @@ use crate::{
 /// How to compare.
 #[derive(clap::Args)]
 pub struct Options {
+    /// What is compared.
+    #[command(flatten)]
+    entrants: entrants::Options,
     /// Folder for results and report; also the disk that is used.
     #[arg(long, default_value = "target/bench")]
     dir: PathBuf,
-    /// Folder that keeps Kafka's jars.
-    #[arg(long, default_value = "target/bench-cache")]
-    cache: PathBuf,
-    /// Millrace's program [default: the one beside this]
-    #[arg(long)]
-    millrace: Option<PathBuf>,
-    /// Version of Apache Kafka.
-    #[arg(long, default_value = "4.3.1")]
-    kafka_version: String,
-    /// Leave Apache Kafka out.
-    #[arg(long)]
-    no_kafka: bool,
-    /// Another broker that speaks the Kafka protocol and runs already, NAME=HOST:PORT.
-    #[arg(long = "target")]
-    targets: Vec<String>,
-    /// Kafka's heap, and Millrace's memory.
-    #[arg(long, default_value = "1g")]
-    memory: String,
     /// Rounds; every target runs once in each.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -68,27 +55,8 @@ pub struct Options {
     seconds: Option<u64>,
 }
 
-/// How Millrace is called in reports where every core has a shard and is a broker to its clients.
-const CORES: &str = "Millrace, core endpoints";
-/// How the floor is called in reports.
-const FLOOR: &str = "Floor";
-/// How it is called where it does not flush.
-const FLOOR_WRITTEN: &str = "Floor, written";
-
 /// Pause between two targets, after all is written.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// A target under a setting.
-struct Variant {
-    name: String,
-    configs: Vec<(String, String)>,
-}
-
-struct Entrant {
-    name: String,
-    target: Target,
-    variants: Vec<Variant>,
-}
 
 /// What a report says of the circumstances.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -151,145 +119,6 @@ pub fn one(
     Ok((result, measured))
 }
 
-fn entrants(options: &Options) -> Outcome<Vec<Entrant>> {
-    let flush = |value: &str| vec![("flush.messages".to_owned(), value.to_owned())];
-    let never = i64::MAX.to_string();
-    let binary = match &options.millrace {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("millrace"),
-    };
-    let millrace = |core_endpoints| Target::Millrace {
-        binary: binary.clone(),
-        memory: format!("{}iB", options.memory.to_uppercase()),
-        core_endpoints,
-    };
-    let mut all = vec![Entrant {
-        name: "millrace".into(),
-        target: millrace(false),
-        variants: vec![
-            Variant {
-                name: "Millrace".into(),
-                configs: Vec::new(),
-            },
-            Variant {
-                name: "Millrace, relaxed flush".into(),
-                configs: flush(&never),
-            },
-        ],
-    }];
-    all.push(Entrant {
-        name: "millrace-cores".into(),
-        target: millrace(true),
-        variants: vec![Variant {
-            name: CORES.into(),
-            configs: Vec::new(),
-        }],
-    });
-    all.push(Entrant {
-        name: "floor".into(),
-        target: Target::Floor,
-        variants: vec![
-            Variant {
-                name: FLOOR.into(),
-                configs: Vec::new(),
-            },
-            Variant {
-                name: FLOOR_WRITTEN.into(),
-                configs: flush(&never),
-            },
-        ],
-    });
-    if !options.no_kafka {
-        all.push(Entrant {
-            name: "kafka".into(),
-            target: Target::Kafka {
-                lib: target::fetch_kafka(&options.cache, &options.kafka_version)?,
-                version: options.kafka_version.clone(),
-                heap: options.memory.clone(),
-            },
-            variants: vec![
-                Variant {
-                    name: "Kafka".into(),
-                    configs: Vec::new(),
-                },
-                Variant {
-                    name: "Kafka, flushing".into(),
-                    configs: flush("1"),
-                },
-            ],
-        });
-    }
-    for given in &options.targets {
-        let (name, address) = given.split_once('=').ok_or("--target takes NAME=HOST:PORT")?;
-        all.push(Entrant {
-            name: name.into(),
-            target: Target::External {
-                address: address.into(),
-            },
-            variants: vec![Variant {
-                name: name.into(),
-                configs: Vec::new(),
-            }],
-        });
-    }
-    Ok(all)
-}
-
-fn pairs(options: &Options) -> Vec<(String, String, String)> {
-    let pair = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
-    let distance = "the distance to what the machine can do for this client, with the same durability";
-    let mut pairs = vec![
-        pair("Millrace", FLOOR, distance),
-        pair(CORES, FLOOR, distance),
-        pair("Millrace, relaxed flush", FLOOR_WRITTEN, distance),
-        pair(
-            CORES,
-            "Millrace",
-            "a shard on every core, and clients that connect to the one that owns a partition",
-        ),
-    ];
-    if !options.no_kafka {
-        pairs.extend([
-            pair(
-                "Millrace",
-                "Kafka",
-                "both at their defaults: Millrace flushes before it acknowledges, Kafka does not",
-            ),
-            pair(
-                CORES,
-                "Kafka",
-                "both flush as they do by default; a shard on every core, and each a broker to clients",
-            ),
-            pair(
-                "Millrace",
-                "Kafka, flushing",
-                "equal durability: both flush before they acknowledge",
-            ),
-            pair(
-                "Millrace, relaxed flush",
-                "Kafka",
-                "equal durability: neither flushes before it acknowledges",
-            ),
-            pair(
-                FLOOR,
-                "Kafka",
-                "what can be reached at all: a server that keeps nothing, and flushes, against Kafka, which does not flush",
-            ),
-            pair(
-                FLOOR_WRITTEN,
-                "Kafka",
-                "what can be reached at all without a flush on either side",
-            ),
-        ]);
-    }
-    for given in &options.targets {
-        if let Some((name, _)) = given.split_once('=') {
-            pairs.push(pair("Millrace", name, "each at its defaults"));
-        }
-    }
-    pairs
-}
-
 fn machine(dir: &Path) -> Vec<String> {
     let read = |p: &str| fs::read_to_string(p).unwrap_or_default();
     let after = |text: &str, name: &str| {
@@ -326,8 +155,9 @@ pub fn run(options: &Options) -> Outcome<()> {
     workloads.retain(|w| options.only.is_empty() || options.only.contains(&w.name));
     for w in &mut workloads {
         w.seconds = options.seconds.unwrap_or(w.seconds);
+        w.replicas = options.entrants.replicas().unwrap_or(w.replicas);
     }
-    let entrants = entrants(options)?;
+    let entrants = entrants::all(&options.entrants)?;
     fs::create_dir_all(&options.dir)?;
     let runs = options.dir.join("runs");
     if runs.exists() {
@@ -343,7 +173,16 @@ pub fn run(options: &Options) -> Outcome<()> {
             .duration_since(std::time::UNIX_EPOCH)?
             .as_secs(),
         machine: machine(&options.dir),
-        targets: entrants.iter().map(|e| e.target.describe()).collect(),
+        targets: entrants
+            .iter()
+            .map(|e| e.target.describe())
+            .chain(
+                options
+                    .entrants
+                    .replicas()
+                    .map(|n| format!("every partition has {n} replicas")),
+            )
+            .collect(),
         variants: entrants
             .iter()
             .flat_map(|e| &e.variants)
@@ -352,7 +191,7 @@ pub fn run(options: &Options) -> Outcome<()> {
                 (v.name.clone(), configs.join(" "))
             })
             .collect(),
-        pairs: pairs(options),
+        pairs: entrants::pairs(&options.entrants),
         floor: floor::run(&options.dir, 1024, 3000)?.lines(),
         warm_up: options.warm_up,
         rounds: options.rounds,
@@ -448,7 +287,7 @@ fn drive(
             let start_ms = running.start.as_secs_f64() * 1000.0;
             let outcome = one(
                 &running.address,
-                running.pid().as_slice(),
+                &running.pids(),
                 w,
                 &variant.name,
                 &variant.configs,

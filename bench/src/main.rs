@@ -6,6 +6,7 @@
 
 mod catch_up;
 mod compare;
+mod entrants;
 mod floor;
 mod floor_server;
 mod load;
