@@ -145,6 +145,7 @@ pub async fn store_archive<H: Host>(
         .map_err(StorageError::io("create", path))?;
     let len = align_up(BLOCK + 16 + archive.len() as u64, BLOCK);
     let mut buf = host.buffer(len as usize);
+    buf.fill(0);
     header.encode(&mut buf);
     let at = BLOCK as usize;
     buf[at..at + 8].copy_from_slice(&(archive.len() as u64).to_le_bytes());

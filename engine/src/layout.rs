@@ -83,8 +83,9 @@ impl FileHeader {
     /// Length of the meaningful part; the rest of the block is zero.
     const LEN: usize = 48;
 
-    /// Writes the block; `out` is at least [`BLOCK`] long and zeroed.
+    /// Writes the whole block at the start of `out`, which is at least [`BLOCK`] long.
     pub fn encode(&self, out: &mut [u8]) {
+        out[Self::LEN..BLOCK as usize].fill(0);
         out[0..8].copy_from_slice(&MAGIC);
         out[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
         out[10..12].copy_from_slice(&(self.kind as u16).to_le_bytes());

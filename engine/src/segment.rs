@@ -268,21 +268,23 @@ pub async fn write_run<H: Host>(
             }
             .encode(&mut buf);
         }
+        let mut filled = if at == 0 { BLOCK as usize } else { 0 };
         while let Some(batch) = run.get(next) {
             let (from, to) = (batch.header.segment_position, batch.header.segment_end());
             if from >= piece_end {
                 break;
             }
             let (low, high) = (from.max(at), to.min(piece_end));
-            batch.encode_part(
-                (low - from) as usize,
-                &mut buf[(low - at) as usize..(high - at) as usize],
-            );
+            let of_piece = (low - at) as usize..(high - at) as usize;
+            assert_eq!(filled, of_piece.start, "{}: batches stand side by side", path.display());
+            filled = of_piece.end;
+            batch.encode_part((low - from) as usize, &mut buf[of_piece]);
             if to > piece_end {
                 break;
             }
             next += 1;
         }
+        buf[filled..].fill(0);
         file.write_at(buf, at).await.map_err(StorageError::io("write", path))?;
         at = piece_end;
     }

@@ -14,7 +14,7 @@ use common::{
 };
 use millrace_engine::{
     StorageError,
-    disk::sim::{Fault, SimHost, SimRng},
+    disk::sim::{Fault, SimHost, SimRng, UNFILLED},
     host::Host,
     log::LogState,
     recovery::{self, Recovered},
@@ -72,6 +72,15 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
     let _ = shard.flush_all().await;
 }
 
+/// Whatever went to the disk was put there, and is not what a buffer held before.
+fn check_all_was_filled(host: &SimHost) {
+    for path in host.files() {
+        let bytes = host.contents(&path);
+        let at = bytes.windows(8).position(|w| w == [UNFILLED; 8]);
+        assert_eq!(at, None, "{}: not filled", path.display());
+    }
+}
+
 #[test]
 fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
     for seed in seeds(4) {
@@ -79,6 +88,7 @@ fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
             let host = SimHost::new();
             host.run(workload(host.clone(), Rc::default(), seed, 120, 5))
                 .expect("an uncut run ends");
+            check_all_was_filled(&host);
             host.operations()
         };
         println!("seed {seed}: {total} operations to cut at");

@@ -157,9 +157,7 @@ impl Host for GlommioHost {
     type File = GlommioFile;
 
     fn buffer(&self, len: usize) -> DmaBuf {
-        let mut buf = ::glommio::allocate_dma_buffer(len);
-        buf.as_bytes_mut().fill(0);
-        DmaBuf(buf)
+        DmaBuf(::glommio::allocate_dma_buffer(len))
     }
 
     async fn touch(&self, mut memory: BytesMut) -> BytesMut {

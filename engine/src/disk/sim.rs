@@ -25,6 +25,9 @@ use crate::{
     layout::BLOCK,
 };
 
+/// What buffers are full of before they are filled: not zeroes, so that bytes that nobody filled are noticed.
+pub const UNFILLED: u8 = 0xa5;
+
 /// A small, fast, seeded generator (splitmix64), so that a failure replays from its seed alone.
 #[derive(Clone)]
 pub struct SimRng(u64);
@@ -534,7 +537,7 @@ impl Host for SimHost {
     type File = SimFile;
 
     fn buffer(&self, len: usize) -> SimBuf {
-        SimBuf(vec![0; len])
+        SimBuf(vec![UNFILLED; len])
     }
 
     async fn touch(&self, memory: BytesMut) -> BytesMut {

@@ -171,6 +171,7 @@ impl<H: Host, C> Journal<H, C> {
             while at < self.config.slot_bytes {
                 let len = (self.config.slot_bytes - at).min(1 << 20);
                 let mut buf = self.host.buffer(len as usize);
+                buf.fill(0);
                 if at == 0 {
                     FileHeader {
                         kind: FileKind::Journal,
@@ -299,6 +300,7 @@ impl<H: Host, C> Journal<H, C> {
             }
             at += len;
         }
+        buf[at..].fill(0);
         GroupHeader {
             incarnation: self.config.incarnation,
             shard: self.config.shard,

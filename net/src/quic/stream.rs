@@ -7,6 +7,9 @@ use super::endpoint::LinkError;
 /// Bytes asked of a stream at once.
 const READ_BYTES: usize = 256 << 10;
 
+/// Bytes that a frame lacks from which on it is worth to look at its length first.
+const LARGE: usize = 16 << 10;
+
 impl From<quinn::WriteError> for LinkError {
     fn from(error: quinn::WriteError) -> Self {
         Self::Lost(error.to_string())
@@ -81,12 +84,27 @@ impl FrameReceiver {
             if let Some(frame) = self.take()? {
                 return Ok(Some(frame));
             }
-            match self.stream.read_chunk(READ_BYTES, true).await? {
+            let wanted = self.make_room();
+            match self.stream.read_chunk(wanted, true).await? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(LinkError::Garbage("a frame that ends before its length".into())),
             }
         }
+    }
+
+    /// Takes memory for a large frame once, instead of again and again as its parts come. How many bytes to ask for: all that is there,
+    /// or what such a frame lacks, so that the next one's begin does not make it grow after all.
+    fn make_room(&mut self) -> usize {
+        let Some(length) = self.buffer.first_chunk::<4>() else {
+            return READ_BYTES;
+        };
+        let lacks = (4 + u32::from_le_bytes(*length) as usize).saturating_sub(self.buffer.len());
+        if lacks < LARGE {
+            return READ_BYTES;
+        }
+        self.buffer.reserve(lacks);
+        lacks
     }
 
     /// A further frame that has come already.
