@@ -269,6 +269,8 @@ fn drive(
             rate: 10_000,
             warm_up: 0,
             seconds: options.warm_up,
+            // What copies records is warmed, too.
+            replicas: options.entrants.replicas().unwrap_or(1),
             ..Workload::default()
         };
         one(&running.address, &[], &warm, "", &[], round, 0.0)?;
