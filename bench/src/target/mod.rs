@@ -102,7 +102,7 @@ impl Target {
     /// Starts it on an empty folder.
     ///
     /// # Errors
-    /// It does not start; what it said is in `dir/broker.log`.
+    /// It does not start; what it said is in a `broker.log` below `dir`, which the error names.
     pub fn start(&self, dir: &Path) -> Outcome<Running> {
         if dir.exists() {
             fs::remove_dir_all(dir)?;
