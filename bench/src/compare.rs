@@ -34,7 +34,7 @@ use crate::{
 pub struct Options {
     /// What is compared.
     #[command(flatten)]
-    entrants: entrants::Options,
+    choice: entrants::Choice,
     /// Folder for results and report; also the disk that is used.
     #[arg(long, default_value = "target/bench")]
     dir: PathBuf,
@@ -155,9 +155,9 @@ pub fn run(options: &Options) -> Outcome<()> {
     workloads.retain(|w| options.only.is_empty() || options.only.contains(&w.name));
     for w in &mut workloads {
         w.seconds = options.seconds.unwrap_or(w.seconds);
-        w.replicas = options.entrants.replicas().unwrap_or(w.replicas);
+        w.replicas = options.choice.replicas().unwrap_or(w.replicas);
     }
-    let entrants = entrants::all(&options.entrants)?;
+    let entrants = entrants::all(&options.choice)?;
     fs::create_dir_all(&options.dir)?;
     let runs = options.dir.join("runs");
     if runs.exists() {
@@ -178,7 +178,7 @@ pub fn run(options: &Options) -> Outcome<()> {
             .map(|e| e.target.describe())
             .chain(
                 options
-                    .entrants
+                    .choice
                     .replicas()
                     .map(|n| format!("every partition has {n} replicas")),
             )
@@ -191,7 +191,7 @@ pub fn run(options: &Options) -> Outcome<()> {
                 (v.name.clone(), configs.join(" "))
             })
             .collect(),
-        pairs: entrants::pairs(&options.entrants),
+        pairs: entrants::pairs(&options.choice),
         floor: floor::run(&options.dir, 1024, 3000)?.lines(),
         warm_up: options.warm_up,
         rounds: options.rounds,
@@ -270,7 +270,7 @@ fn drive(
             warm_up: 0,
             seconds: options.warm_up,
             // What copies records is warmed, too.
-            replicas: options.entrants.replicas().unwrap_or(1),
+            replicas: options.choice.replicas().unwrap_or(1),
             ..Workload::default()
         };
         one(&running.address, &[], &warm, "", &[], round, 0.0)?;

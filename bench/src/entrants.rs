@@ -9,7 +9,7 @@ use crate::{
 
 /// What is compared.
 #[derive(clap::Args)]
-pub struct Options {
+pub struct Choice {
     /// Folder that keeps Kafka's jars.
     #[arg(long, default_value = "target/bench-cache")]
     cache: PathBuf,
@@ -34,7 +34,7 @@ pub struct Options {
     nodes: u16,
 }
 
-impl Options {
+impl Choice {
     /// Replicas of each partition, where it is for the cluster to say and not for the workload.
     pub fn replicas(&self) -> Option<i16> {
         self.is_cluster().then(|| self.nodes.min(3).cast_signed())
@@ -74,7 +74,7 @@ pub struct Entrant {
 ///
 /// # Errors
 /// Kafka cannot be fetched, or a target is not said as it should be.
-pub fn all(options: &Options) -> Outcome<Vec<Entrant>> {
+pub fn all(choice: &Choice) -> Outcome<Vec<Entrant>> {
     let entrant = |name: &str, target, variants| Entrant {
         name: name.into(),
         target,
@@ -82,7 +82,7 @@ pub fn all(options: &Options) -> Outcome<Vec<Entrant>> {
     };
     let variant = |name: &str, flush: Option<&str>| {
         let mut configs = Vec::new();
-        if options.is_cluster() {
+        if choice.is_cluster() {
             configs.push(("min.insync.replicas".to_owned(), "2".to_owned()));
         }
         if let Some(flush) = flush {
@@ -94,14 +94,14 @@ pub fn all(options: &Options) -> Outcome<Vec<Entrant>> {
         }
     };
     let never = i64::MAX.to_string();
-    let nodes = usize::from(options.nodes);
-    let binary = match &options.millrace {
+    let nodes = usize::from(choice.nodes);
+    let binary = match &choice.millrace {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("millrace"),
     };
     let millrace = |core_endpoints| Target::Millrace {
         binary: binary.clone(),
-        memory: format!("{}iB", options.memory.to_uppercase()),
+        memory: format!("{}iB", choice.memory.to_uppercase()),
         core_endpoints,
         nodes,
     };
@@ -113,7 +113,7 @@ pub fn all(options: &Options) -> Outcome<Vec<Entrant>> {
             variant("Millrace, relaxed flush", Some(&never)),
         ],
     )];
-    if !options.is_cluster() {
+    if !choice.is_cluster() {
         all.push(entrant("millrace-cores", millrace(true), vec![variant(CORES, None)]));
         all.push(entrant(
             "floor",
@@ -121,17 +121,17 @@ pub fn all(options: &Options) -> Outcome<Vec<Entrant>> {
             vec![variant(FLOOR, None), variant(FLOOR_WRITTEN, Some(&never))],
         ));
     }
-    if !options.no_kafka {
+    if !choice.no_kafka {
         let target = Target::Kafka {
-            lib: kafka::fetch(&options.cache, &options.kafka_version)?,
-            version: options.kafka_version.clone(),
-            heap: options.memory.clone(),
+            lib: kafka::fetch(&choice.cache, &choice.kafka_version)?,
+            version: choice.kafka_version.clone(),
+            heap: choice.memory.clone(),
             nodes,
         };
         let variants = vec![variant("Kafka", None), variant("Kafka, flushing", Some("1"))];
         all.push(entrant("kafka", target, variants));
     }
-    for given in &options.targets {
+    for given in &choice.targets {
         let (name, address) = given.split_once('=').ok_or("--target takes NAME=HOST:PORT")?;
         let target = Target::External {
             address: address.into(),
@@ -142,10 +142,10 @@ pub fn all(options: &Options) -> Outcome<Vec<Entrant>> {
 }
 
 /// Which variants are compared, and what makes the pair fair.
-pub fn pairs(options: &Options) -> Vec<(String, String, String)> {
+pub fn pairs(choice: &Choice) -> Vec<(String, String, String)> {
     let pair = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
-    let alone = !options.is_cluster();
-    let kafka = !options.no_kafka;
+    let alone = !choice.is_cluster();
+    let kafka = !choice.no_kafka;
     let mut pairs = Vec::new();
     if alone {
         let distance = "the distance to what the machine can do for this client, with the same durability";
@@ -198,7 +198,7 @@ pub fn pairs(options: &Options) -> Vec<(String, String, String)> {
             ),
         ]);
     }
-    for given in &options.targets {
+    for given in &choice.targets {
         if let Some((name, _)) = given.split_once('=') {
             pairs.push(pair("Millrace", name, "each at its defaults"));
         }

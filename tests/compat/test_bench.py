@@ -36,3 +36,21 @@ def test_compare_writes_results_and_a_report(tmp_path):
     assert "https://" not in page and "<script" not in page, "the page must need nothing but itself"
     assert "(`end-to-end`)" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "broker").exists(), "the brokers' folders stay behind"
+
+
+@pytest.mark.skipif(not BENCH.exists(), reason="the workspace's binaries are not built")
+def test_compare_with_three_nodes_counts_all_of_them(tmp_path):
+    done = subprocess.run(
+        [BENCH, "compare", "--nodes", "3", "--no-kafka", "--millrace", BINARY, "--dir", tmp_path, "--rounds", "1",
+         "--seconds", "1", "--warm-up", "1", "--memory", "256m", "--only", "full-1k-16k"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
+    assert sorted(run["variant"] for run in runs) == ["Millrace", "Millrace, relaxed flush"], done.stdout + done.stderr
+    for run in runs:
+        assert run["workload"]["replicas"] == 3
+        if run["variant"] == "Millrace":
+            # A group or two may be acknowledged a moment before the measured time begins.
+            assert run["broker"]["written"] > 2.5 * run["mb_per_s"] * 1e6, "each of three nodes writes all"
+    assert "every partition has 3 replicas" in (tmp_path / "report.md").read_text()
