@@ -92,11 +92,13 @@ pub(super) async fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<Sock
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    let name = text.clone();
-    let found = glommio::executor()
-        .spawn_blocking(move || name.to_socket_addrs().map(|mut all| all.next()))
-        .await;
-    match found {
+    // Names can take seconds to find: a thread of its own, as the executor's helper threads have the disk to serve.
+    let (name, (tx, found)) = (text.clone(), flume::bounded(1));
+    std::thread::Builder::new()
+        .name("resolver".into())
+        .spawn(move || tx.send(name.to_socket_addrs().map(|mut all| all.next())))
+        .map_err(|error| LinkError::Lost(format!("{text}: no thread to look it up: {error}")))?;
+    match found.into_recv_async().await.unwrap_or(Ok(None)) {
         Ok(Some(address)) => Ok(address),
         Ok(None) => Err(LinkError::Lost(format!("{text} has no address"))),
         Err(error) => Err(LinkError::Lost(format!("{text}: {error}"))),

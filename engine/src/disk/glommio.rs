@@ -23,7 +23,7 @@ use bytes::BytesMut;
 use super::durable::DurableWrites;
 use crate::host::{Host, HostFile, OpenMode};
 
-/// A DMA buffer, zeroed when handed out.
+/// A DMA buffer; not cleared when it is handed out.
 pub struct DmaBuf(DmaBuffer);
 
 impl Deref for DmaBuf {
@@ -79,6 +79,8 @@ impl HostFile for GlommioFile {
     }
 
     async fn truncate(&self, len: u64) -> io::Result<()> {
+        // glommio gives this to a helper thread, too.
+        let _aside = Aside::begin().await;
         self.file.truncate(len).await.map_err(flat)
     }
 
@@ -90,6 +92,28 @@ impl HostFile for GlommioFile {
 thread_local! {
     /// Work of this thread's executor that its helper threads have not finished.
     static ASIDE: Cell<usize> = const { Cell::new(0) };
+    /// The executor is about to end: its helper threads get no more work.
+    static SETTLING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Work for a helper thread, from before it is handed over until its result is back.
+struct Aside;
+
+impl Aside {
+    /// Never returns once the executor is about to end: who waits here is dropped with it.
+    async fn begin() -> Self {
+        if SETTLING.get() {
+            return std::future::pending().await;
+        }
+        ASIDE.set(ASIDE.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        ASIDE.set(ASIDE.get() - 1);
+    }
 }
 
 /// Helper threads of an executor: one may be removing a large file while others wait for the other.
@@ -106,19 +130,22 @@ pub fn helpers(cores: &[usize]) -> io::Result<PoolPlacement> {
 
 /// Runs blocking work on one of the executor's helper threads.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    struct Running;
-    impl Drop for Running {
-        fn drop(&mut self) {
-            ASIDE.set(ASIDE.get() - 1);
-        }
+    let aside = Aside::begin().await;
+    // A task of its own: the thread works on if the caller is dropped.
+    let running = ::glommio::spawn_local(async move {
+        let _aside = aside;
+        ::glommio::executor().spawn_blocking(work).await
+    });
+    match running.detach().await {
+        Some(result) => result,
+        None => unreachable!("nobody cancels a detached task"),
     }
-    ASIDE.set(ASIDE.get() + 1);
-    let _running = Running;
-    ::glommio::executor().spawn_blocking(work).await
 }
 
-/// Waits until the executor's helper threads are idle. They panic if their work ends after the executor; call this last.
+/// Waits until the executor's helper threads are idle, and lets nobody give them more work. They panic if their work ends after the
+/// executor; call this last.
 pub async fn settle() {
+    SETTLING.set(true);
     while ASIDE.get() > 0 {
         ::glommio::timer::sleep(Duration::from_millis(1)).await;
     }
