@@ -19,7 +19,7 @@ pub const CHUNK: usize = 256 << 10;
 pub const PLACED_MAX: usize = CHUNK / 16;
 /// Chunks kept ready.
 const READY: usize = 2;
-/// Used chunks looked at for one that is free again. The oldest is free first, unless something still reads it.
+/// Oldest used chunks looked at for one that is free again. The oldest is free first, unless something still reads it.
 const LOOKS: usize = 4;
 
 /// The chunks of one shard.
@@ -41,7 +41,8 @@ impl Arena {
             open: RefCell::default(),
             ready: RefCell::default(),
             filled: RefCell::default(),
-            filled_max: bytes / CHUNK + LOOKS,
+            // Of every chunk an end may be unused.
+            filled_max: bytes / (CHUNK - PLACED_MAX) + READY + LOOKS,
             taken: WaitList::default(),
         }
     }
@@ -66,14 +67,12 @@ impl Arena {
 
     fn free_chunk(&self) -> Option<BytesMut> {
         let mut filled = self.filled.borrow_mut();
-        for _ in 0..LOOKS.min(filled.len()) {
-            let mut oldest = filled.pop_front()?;
-            if oldest.try_reclaim(CHUNK) {
-                return Some(oldest);
-            }
-            filled.push_back(oldest);
-        }
-        None
+        // The others keep their order, or the next to be free would have the longest to wait for a look.
+        let free = filled
+            .iter_mut()
+            .take(LOOKS)
+            .position(|chunk| chunk.try_reclaim(CHUNK))?;
+        filled.remove(free)
     }
 
     /// Waits until a chunk is wanted. One that is free again is made ready at once; otherwise new memory is returned,
@@ -123,6 +122,35 @@ mod tests {
         }
         // 41 payloads of a sixteenth of a chunk are held at a time: a handful of chunks, not sixty.
         assert!(places.len() < 8 * 16, "{} places", places.len());
+    }
+
+    #[test]
+    fn a_tail_of_the_stated_size_needs_no_new_memory() {
+        // Three of these leave the largest end of a chunk unused that there can be.
+        const LENGTHS: [usize; 3] = [PLACED_MAX, PLACED_MAX - 40, PLACED_MAX / 2 + 1];
+        let arena = Arena::new(64 * CHUNK);
+        let mut held = VecDeque::new();
+        let (mut bytes, mut made) = (0, 0);
+        for n in 0..40_000 {
+            let placed = arena.place(&vec![0; LENGTHS[n % LENGTHS.len()]]);
+            bytes += placed.len();
+            held.push_back(placed);
+            while bytes > 64 * CHUNK {
+                bytes -= held.pop_front().map_or(0, |gone: Bytes| gone.len());
+            }
+            while let Some(chunk) = futures_lite::future::block_on(futures_lite::future::poll_once(arena.next_wanted()))
+            {
+                arena.add(chunk);
+                made += 1;
+            }
+            if n == 20_000 {
+                made = 0;
+            }
+        }
+        assert_eq!(
+            made, 0,
+            "chunks are made anew although those held are let go in their order"
+        );
     }
 
     #[test]
