@@ -13,7 +13,7 @@ use rkyv::{Archive, Deserialize, Serialize, rancor, ser::writer::Buffer};
 use uuid::Uuid;
 
 use crate::{
-    kafka_batch::BatchInfo,
+    kafka_batch::{self, BatchInfo},
     types::{LeaderEpoch, Offset, PartitionKey, ProducerEpoch, ProducerId, align_up},
 };
 
@@ -134,7 +134,10 @@ pub enum HeaderError {
 struct Aligned([u8; HEADER_LEN]);
 
 impl BatchHeader {
-    /// A header for a Kafka batch whose place in the log is already decided.
+    /// A header for a Kafka batch that was checked ([`kafka_batch::parse`] gave `info`). Its place in the log is decided later.
+    ///
+    /// # Panics
+    /// If the payload is none that was checked: a bug of ours.
     #[must_use]
     pub fn for_kafka(key: PartitionKey, info: &BatchInfo, payload: &[u8]) -> Self {
         Self {
@@ -152,7 +155,7 @@ impl BatchHeader {
             producer_epoch: info.producer_epoch,
             base_sequence: info.base_sequence,
             payload_len: payload.len() as u32,
-            payload_crc: crc32c::crc32c(payload),
+            payload_crc: kafka_batch::crc_of_checked(payload).expect("a batch that was checked has a header"),
             segment_base: 0,
             segment_position: 0,
         }
@@ -301,12 +304,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Writes header, payload and padding; `out` is exactly [`BatchHeader::stored_len`] long.
-    pub fn encode(&self, out: &mut [u8]) {
-        self.encode_part(0, out);
-    }
-
-    /// Writes the part of [`encode`](Self::encode)'s bytes that begins at `from`.
+    /// Writes the part that begins at `from` of header, payload and padding, [`BatchHeader::stored_len`] bytes in all.
     pub fn encode_part(&self, from: usize, mut out: &mut [u8]) {
         let mut head = [0; HEADER_LEN];
         if from < HEADER_LEN {
@@ -355,7 +353,7 @@ mod tests {
             let batch = Batch { header, payload };
             // What is there before does not show.
             let mut whole = vec![0xee; header.stored_len() as usize];
-            batch.encode(&mut whole);
+            batch.encode_part(0, &mut whole);
             prop_assert_eq!(&whole[HEADER_LEN..HEADER_LEN + len], &batch.payload[..]);
             prop_assert!(whole[HEADER_LEN + len..].iter().all(|b| *b == 0));
             let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(whole.len())).chain([0, whole.len()]).collect();

@@ -8,10 +8,14 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::error::BatchError;
+use crate::{checksum, error::BatchError};
 
 /// Bytes before the first record.
 pub const BATCH_HEADER_LEN: usize = 61;
+/// Where the CRC stands.
+const CRC_AT: usize = 17;
+/// Bytes before what the CRC covers.
+const CRC_FROM: usize = CRC_AT + 4;
 /// Bytes before what `batchLength` counts.
 const LENGTH_PREFIX: usize = 12;
 
@@ -77,6 +81,20 @@ fn be<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], BatchError> {
         })
 }
 
+fn stated_crc(batch: &[u8]) -> Result<u32, BatchError> {
+    be(batch, CRC_AT).map(u32::from_be_bytes)
+}
+
+/// CRC-32C of a whole batch whose own was checked ([`parse`]): what that one covers is not read again.
+///
+/// # Errors
+/// [`BatchError::Truncated`] if it is shorter than a header.
+pub fn crc_of_checked(batch: &[u8]) -> Result<u32, BatchError> {
+    let stated = stated_crc(batch)?;
+    let (first, rest) = batch.split_at(CRC_FROM);
+    Ok(checksum::append(crc32c::crc32c(first), rest, stated))
+}
+
 /// Checks one batch at the start of `bytes` and returns it with its length.
 ///
 /// # Errors
@@ -99,8 +117,8 @@ pub fn parse(bytes: &[u8]) -> Result<(BatchInfo, usize), BatchError> {
         have: bytes.len(),
         need: total,
     })?;
-    let crc = u32::from_be_bytes(be(batch, 17)?);
-    let actual = crc32c::crc32c(&batch[21..]);
+    let crc = stated_crc(batch)?;
+    let actual = crc32c::crc32c(&batch[CRC_FROM..]);
     if crc != actual {
         return Err(BatchError::Crc { stated: crc, actual });
     }
@@ -337,8 +355,8 @@ pub fn build(records: &[NewRecord], producer: (i64, i16, i32)) -> Bytes {
 }
 
 fn seal(batch: &mut [u8]) {
-    let crc = crc32c::crc32c(&batch[21..]);
-    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[CRC_FROM..]);
+    batch[CRC_AT..CRC_FROM].copy_from_slice(&crc.to_be_bytes());
 }
 
 /// Turns a batch's timestamps into the broker's (`message.timestamp.type=LogAppendTime`): the attribute and

@@ -12,6 +12,7 @@ pub mod arena;
 pub mod batch;
 pub mod cache;
 pub mod checkpoint;
+pub mod checksum;
 pub mod disk;
 pub mod error;
 pub mod host;

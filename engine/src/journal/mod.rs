@@ -20,6 +20,7 @@ use std::{
 
 use crate::{
     batch::{Batch, RecordKind},
+    checksum,
     error::StorageError,
     host::{Host, HostFile, OpenMode, SharedFile},
     journal::{format::GroupHeader, ring::Ring},
@@ -280,7 +281,6 @@ impl<H: Host, C> Journal<H, C> {
                 .await;
         }
         self.used_ms.set(self.host.now_ms());
-        let path = slot_path(&self.config.dir, self.config.shard, place.slot);
         if let Some(old) = self.unflushed_slot.get()
             && old != place.slot
         {
@@ -288,19 +288,29 @@ impl<H: Host, C> Journal<H, C> {
             self.flush_slot(old).await?;
         }
         let mut buf = self.host.buffer(group.bytes as usize);
-        let mut at = format::HEADER_LEN;
+        let (mut at, mut body_crc) = (format::HEADER_LEN, 0);
         for entry in &group.entries {
-            let len = entry.batch.header.journal_len() as usize;
+            let header = &entry.batch.header;
+            let len = header.journal_len() as usize;
             let out = &mut buf[at..at + len];
-            if entry.batch.header.kind == RecordKind::Batch {
-                entry.batch.encode(out);
-            } else {
-                let head = out.first_chunk_mut().expect("journal_len is at least a header");
-                entry.batch.header.encode(head);
+            let (head, rest) = out.split_first_chunk_mut().expect("journal_len is at least a header's");
+            header.encode(head);
+            body_crc = crc32c::crc32c_append(body_crc, head);
+            if header.kind == RecordKind::Batch {
+                let (payload, pad) = rest.split_at_mut(entry.batch.payload.len());
+                payload.copy_from_slice(&entry.batch.payload);
+                pad.fill(0);
+                body_crc = checksum::append(body_crc, payload, header.payload_crc);
+                body_crc = crc32c::crc32c_append(body_crc, pad);
             }
             at += len;
         }
         buf[at..].fill(0);
+        debug_assert_eq!(
+            body_crc,
+            crc32c::crc32c(&buf[format::HEADER_LEN..at]),
+            "a header states another checksum than its payload has"
+        );
         GroupHeader {
             incarnation: self.config.incarnation,
             shard: self.config.shard,
@@ -308,19 +318,23 @@ impl<H: Host, C> Journal<H, C> {
             flushed: self.flushed.get(),
             body_len: (at - format::HEADER_LEN) as u32,
             record_count: group.entries.len() as u32,
-            body_crc: crc32c::crc32c(&buf[format::HEADER_LEN..at]),
+            body_crc,
         }
         .encode(&mut buf);
         let file = Rc::clone(&self.files.borrow()[&place.slot]);
+        let failed = |operation, error| {
+            let path = slot_path(&self.config.dir, self.config.shard, place.slot);
+            io_error(operation, path, error)
+        };
         if self.flushes_at_once(group) {
             file.write_durable_at(buf, place.position.offset)
                 .await
-                .map_err(|e| io_error("write and flush", path, e))?;
+                .map_err(|e| failed("write and flush", e))?;
             return Ok(Written { end, flushed: true });
         }
         file.write_at(buf, place.position.offset)
             .await
-            .map_err(|e| io_error("write", path, e))?;
+            .map_err(|e| failed("write", e))?;
         self.written.set(end);
         self.unflushed_slot.set(Some(place.slot));
         if group.must_flush {
