@@ -285,6 +285,7 @@ fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfi
         journal_slot_bytes: context.sizes.journal_slot,
         journal_slots: context.sizes.journal_slots,
         direct_bytes_min: 64 << 10,
+        room_ahead_min: 256 << 10,
         queue_bytes: context.sizes.queue,
         tail_bytes: context.sizes.tail,
         read_cache_bytes: context.sizes.read_cache,

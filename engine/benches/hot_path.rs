@@ -53,6 +53,9 @@ impl HostFile for NullFile {
         Ok(())
     }
 
+    async fn make_room(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
     async fn truncate(&self, _: u64) -> io::Result<()> {
         Ok(())
     }
@@ -149,6 +152,7 @@ fn shard(partitions: u32) -> (NullHost, Shard<NullHost>) {
         journal_slot_bytes: 8 << 20,
         journal_slots: 8,
         direct_bytes_min: 64 << 10,
+        room_ahead_min: 256 << 10,
         queue_bytes: 64 << 20,
         tail_bytes: 64 << 20,
         read_cache_bytes: 8 << 20,

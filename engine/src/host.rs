@@ -37,6 +37,10 @@ pub trait HostFile: 'static {
     }
     /// Makes every completed write durable (data and what is needed to read it back).
     fn flush(&self) -> impl Future<Output = io::Result<()>>;
+    /// Makes the file at least `len` bytes long, with room on the disk for all of it; what was never written reads as zeros. An aid:
+    /// a write that needs no room and does not lengthen its file is one that the kernel need not hand to a worker
+    /// (kernel-notes.md).
+    fn make_room(&self, len: u64) -> impl Future<Output = io::Result<()>>;
     /// Cuts or extends the file.
     fn truncate(&self, len: u64) -> impl Future<Output = io::Result<()>>;
     /// Length in bytes.

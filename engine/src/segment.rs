@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    ops::Deref,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -11,7 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     batch::Batch,
     error::StorageError,
-    host::{Host, HostFile, OpenMode, SharedFile},
+    host::{Host, HostFile, OpenMode},
     layout::{BLOCK, FileHeader, FileKind},
     sync::{Budget, Permit, WaitList},
     types::{Offset, PartitionKey, align_up},
@@ -61,6 +62,64 @@ impl Pace {
     }
 }
 
+/// Most room made ahead of what is written to a segment.
+const AHEAD_MAX: u64 = 8 << 20;
+
+/// An open segment file, which may be longer than what was written to it.
+pub struct SegmentFile<F> {
+    file: F,
+    /// What it was made long, or would have been had the disk allowed it; unknown until somebody asks.
+    len: Cell<Option<u64>>,
+}
+
+impl<F> Deref for SegmentFile<F> {
+    type Target = F;
+    fn deref(&self) -> &F {
+        &self.file
+    }
+}
+
+impl<F: HostFile> SegmentFile<F> {
+    fn new(file: F) -> Self {
+        Self {
+            file,
+            len: Cell::new(None),
+        }
+    }
+
+    /// Sees to it that writes up to `end` find their room made, by making more than that: a quarter of what there is, so that
+    /// small segments have little of it. Where the disk does not allow it, writes lengthen the file as they come.
+    pub async fn make_room(&self, end: u64, ahead_max: u64) {
+        let len = match self.len.get() {
+            Some(len) => len,
+            None => self.file.size().await.unwrap_or(0),
+        };
+        self.len.set(Some(len));
+        if end > len {
+            let len = align_up(end + (end / 4).min(AHEAD_MAX).min(ahead_max), BLOCK);
+            self.len.set(Some(len));
+            if let Err(error) = self.file.make_room(len).await {
+                tracing::debug!(%error, len, "no room was made ahead in a segment");
+            }
+        }
+    }
+
+    /// Takes off what is beyond `len`.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub async fn shorten(&self, len: u64) -> std::io::Result<()> {
+        if self.file.size().await? > len {
+            self.file.truncate(len).await?;
+        }
+        self.len.set(Some(len));
+        Ok(())
+    }
+}
+
+/// Open segment files are shared by the tasks of a shard.
+pub type SharedSegment<H> = Rc<SegmentFile<<H as Host>::File>>;
+
 /// Folder of a topic's partitions.
 #[must_use]
 pub fn topic_dir(logs: &Path, key: &PartitionKey) -> PathBuf {
@@ -97,7 +156,7 @@ pub enum Missing {
 }
 
 /// A file and when it was used last.
-type OpenFile<H> = (SharedFile<H>, u64);
+type OpenFile<H> = (SharedSegment<H>, u64);
 
 /// Open segment files of a shard, at most so many; the one used longest ago is closed for the next.
 pub struct FileCache<H: Host> {
@@ -139,7 +198,12 @@ impl<H: Host> FileCache<H> {
     ///
     /// # Errors
     /// Any failure of the disk.
-    pub async fn get(&self, key: PartitionKey, base: Offset, missing: Missing) -> Result<SharedFile<H>, StorageError> {
+    pub async fn get(
+        &self,
+        key: PartitionKey,
+        base: Offset,
+        missing: Missing,
+    ) -> Result<SharedSegment<H>, StorageError> {
         let now = self.clock.get() + 1;
         self.clock.set(now);
         self.opened
@@ -162,9 +226,9 @@ impl<H: Host> FileCache<H> {
         let file = match known {
             Some(file) => file,
             None => match self.host.open(&path, OpenMode::Existing).await {
-                Ok(file) => Rc::new(file),
+                Ok(file) => Rc::new(SegmentFile::new(file)),
                 Err(e) if missing != Missing::Refuse && e.kind() == std::io::ErrorKind::NotFound => {
-                    Rc::new(self.create(key, base, &path).await?)
+                    Rc::new(SegmentFile::new(self.create(key, base, &path).await?))
                 }
                 Err(e) => return Err(StorageError::io("open", &path)(e)),
             },
@@ -208,6 +272,12 @@ impl<H: Host> FileCache<H> {
             self.host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))?;
         }
         Ok(())
+    }
+
+    /// The file of a segment if it is open.
+    #[must_use]
+    pub fn opened(&self, key: PartitionKey, base: Offset) -> Option<SharedSegment<H>> {
+        self.open.borrow().get(&(key, base)).map(|(file, _)| Rc::clone(file))
     }
 
     /// Closes what is open of a partition, or one segment of it.

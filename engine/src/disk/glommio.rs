@@ -78,6 +78,10 @@ impl HostFile for GlommioFile {
         self.file.fdatasync().await.map_err(flat)
     }
 
+    async fn make_room(&self, len: u64) -> io::Result<()> {
+        self.file.pre_allocate(len, false).await.map_err(flat)
+    }
+
     async fn truncate(&self, len: u64) -> io::Result<()> {
         // glommio gives this to a helper thread, too.
         let _aside = Aside::begin().await;

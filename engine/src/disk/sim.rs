@@ -488,6 +488,22 @@ impl HostFile for SimFile {
         Ok(())
     }
 
+    async fn make_room(&self, len: u64) -> io::Result<()> {
+        self.host.change().await;
+        let mut s = self.host.0.borrow_mut();
+        let used: u64 = s.inodes.values().map(|i| i.current.len() as u64).sum();
+        let room = s.capacity - used.min(s.capacity);
+        let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
+        if len.saturating_sub(inode.current.len() as u64) > room {
+            return Err(enospc());
+        }
+        // Durable at once: after a cut zeros may stand where nothing was written.
+        for bytes in [&mut inode.current, &mut inode.durable] {
+            bytes.resize(bytes.len().max(len as usize), 0);
+        }
+        Ok(())
+    }
+
     async fn truncate(&self, len: u64) -> io::Result<()> {
         self.host.change().await;
         let mut s = self.host.0.borrow_mut();

@@ -1,6 +1,6 @@
 //! Taking batches in: offsets and places at once, then the journal, or the segment directly for large ones.
 
-use std::rc::Rc;
+use std::{path::Path, rc::Rc};
 
 use bytes::Bytes;
 
@@ -11,17 +11,20 @@ use crate::{
     host::{Host, HostFile},
     journal::Entry,
     kafka_batch::BatchInfo,
+    layout::BLOCK,
     log::SequenceCheck,
-    segment::{self, Missing, Pace, segment_path},
+    segment::{self, Missing, Pace, SegmentFile, segment_path},
     shard::{
         Shard,
         commit::Completion,
         partition::{Gated, Partition, TAIL_OVERHEAD, TailEntry},
     },
     sync::Permit,
-    types::{LeaderEpoch, Offset, PartitionKey},
+    types::{LeaderEpoch, Offset, PartitionKey, align_up},
 };
 
+/// At most one part in so many of the free disk is made room ahead in one segment.
+const ROOM_SHARE: u64 = 64;
 /// Bytes of large batches of one partition written between two flushes.
 const DIRECT_GROUP_BYTES: u64 = 4 << 20;
 
@@ -360,24 +363,37 @@ impl<H: Host> Shard<H> {
             let base = run[0].header.segment_base;
             let file = inner.files.get(partition.key, base, missing).await?;
             let path = segment_path(inner.files.logs(), &partition.key, base);
+            let end = run[run.len() - 1].header.segment_end();
+            let sealed = partition.sealed_end(base);
+            if sealed.is_none() && end >= inner.config.room_ahead_min {
+                // Where the disk is nearly full, room is for what is there.
+                file.make_room(end, inner.disk_room.get() / ROOM_SHARE).await;
+            }
             segment::write_run(&inner.host, &file, &path, run, pace).await?;
-            inner.read_cache.invalidate(
-                partition.key,
-                base,
-                run[0].header.segment_position,
-                run[run.len() - 1].header.segment_end(),
-            );
+            inner
+                .read_cache
+                .invalidate(partition.key, base, run[0].header.segment_position, end);
+            if let Some(sealed) = sealed {
+                self.give_back_room(&file, &path, sealed).await;
+            }
             if let Some((b, old, old_path)) = flush_last.replace((base, file, path))
                 && b != base
                 && !flush_later
             {
-                flush(&*old, old_path).await?;
+                flush(&**old, old_path).await?;
             }
         }
         if let Some((_, file, path)) = flush_last.filter(|_| !flush_later) {
-            flush(&*file, path).await?;
+            flush(&**file, path).await?;
         }
         Ok(())
+    }
+
+    /// Takes the room off a segment that nothing will be appended to. Without it the file is longer than it need be, no more.
+    pub(crate) async fn give_back_room(&self, file: &SegmentFile<H::File>, path: &Path, end: u64) {
+        if let Err(error) = file.shorten(align_up(end, BLOCK)).await {
+            tracing::warn!(file = %path.display(), %error, "room that was made ahead stays in a segment");
+        }
     }
 
     /// Notes that batches are in their segments, so that memory may let them go.

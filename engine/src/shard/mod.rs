@@ -65,6 +65,8 @@ pub struct ShardConfig {
     pub journal_slots: u32,
     /// Batches at least this long are written straight to their segment while the journal has not plenty of room.
     pub direct_bytes_min: usize,
+    /// Segments at least this long have room made for what comes next; shorter ones are lengthened by each write.
+    pub room_ahead_min: u64,
     /// Bytes of appends that wait for the disk; above it [`Shard::admit`] waits.
     pub queue_bytes: u64,
     /// Bytes of recent batches kept in memory; above it the oldest that are in segments go.
@@ -305,6 +307,7 @@ impl<H: Host> Shard<H> {
     pub async fn close(&self) -> Result<(), StorageError> {
         self.flush_all().await?;
         self.store_active_indexes().await;
+        self.shorten_active_segments().await;
         self.remove_leaving().await;
         self.0.closing.set(true);
         self.0.writeback_signal.wake_all();

@@ -104,6 +104,14 @@ pub struct PartitionStatus {
 }
 
 impl Partition {
+    /// Where a segment ends to which nothing will be appended any more; `None` for the one that takes appends.
+    pub(crate) fn sealed_end(&self, base: Offset) -> Option<u64> {
+        let state = self.state.borrow();
+        let (_, sealed) = state.segments().split_last()?;
+        let at = sealed.binary_search_by_key(&base, |s| s.base).ok()?;
+        Some(sealed[at].end)
+    }
+
     pub(crate) fn new(state: LogState, config: LogConfig) -> Self {
         Self {
             key: state.key,

@@ -6,7 +6,7 @@ use std::{cell::RefCell, rc::Rc};
 use crate::{
     batch::Batch,
     error::{AppendError, BatchError, ReadError, StorageError},
-    host::{Host, HostFile},
+    host::Host,
     layout::BLOCK,
     log::{Cut, LogState, SegmentMeta},
     segment::{Missing, segment_path},
@@ -236,12 +236,9 @@ impl<H: Host> Shard<H> {
             Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let len = align_up(segment.end, BLOCK);
-        let size = file.size().await.map_err(StorageError::io("stat", &path))?;
-        if size > len {
-            file.truncate(len).await.map_err(StorageError::io("truncate", &path))?;
-        }
-        Ok(())
+        file.shorten(align_up(segment.end, BLOCK))
+            .await
+            .map_err(StorageError::io("truncate", &path))
     }
 
     /// The part of a cut that happens when its record is durable.

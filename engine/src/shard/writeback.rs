@@ -13,7 +13,7 @@ use crate::{
     index::SegmentIndex,
     journal::Entry,
     layout::BLOCK,
-    segment::index_path,
+    segment::{index_path, segment_path},
     shard::{
         Shard,
         commit::{Carried, Completion},
@@ -320,6 +320,19 @@ impl<H: Host> Shard<H> {
                 && index.len() >= ACTIVE_INDEX_MIN
             {
                 self.store_index(&partition, base, &index).await;
+            }
+        }
+    }
+
+    /// Called at a clean stop: nobody finds room in a file that was made for what never came.
+    pub(crate) async fn shorten_active_segments(&self) {
+        for partition in self.partitions() {
+            let active = partition.state.borrow().segments().last().copied();
+            if let Some(segment) = active
+                && let Some(file) = self.0.files.opened(partition.key, segment.base)
+            {
+                let path = segment_path(self.0.files.logs(), &partition.key, segment.base);
+                self.give_back_room(&file, &path, segment.end).await;
             }
         }
     }

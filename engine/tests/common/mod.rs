@@ -24,6 +24,7 @@ pub fn config(shard: u32, incarnation: u64) -> ShardConfig {
         journal_slot_bytes: 64 << 10,
         journal_slots: 3,
         direct_bytes_min: 6_000,
+        room_ahead_min: 6 << 10,
         queue_bytes: 64 << 10,
         tail_bytes: 48 << 10,
         read_cache_bytes: 1 << 20,

@@ -213,6 +213,7 @@ fn shard_config() -> ShardConfig {
         journal_slot_bytes: 64 << 10,
         journal_slots: 2,
         direct_bytes_min: 16 << 10,
+        room_ahead_min: 8 << 10,
         queue_bytes: 64 << 10,
         tail_bytes: 64 << 10,
         read_cache_bytes: 1 << 20,
