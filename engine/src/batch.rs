@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     kafka_batch::{self, BatchInfo},
+    stream,
     types::{LeaderEpoch, Offset, PartitionKey, ProducerEpoch, ProducerId, align_up},
 };
 
@@ -318,7 +319,7 @@ impl Batch {
         for (start, bytes) in [(0, &head[..]), (HEADER_LEN, &self.payload[..])] {
             let part = bytes.get(at.saturating_sub(start)..).unwrap_or_default();
             let (now, later) = out.split_at_mut(part.len().min(out.len()));
-            now.copy_from_slice(&part[..now.len()]);
+            stream::copy(now, &part[..now.len()]);
             at += now.len();
             out = later;
         }

@@ -27,6 +27,7 @@ pub mod retention;
 pub mod salvage;
 pub mod segment;
 pub mod shard;
+pub mod stream;
 pub mod sync;
 pub mod types;
 

@@ -25,6 +25,7 @@ use crate::{
     host::{Host, HostFile, OpenMode, SharedFile},
     journal::{format::GroupHeader, ring::Ring},
     layout::{BLOCK, FileHeader, FileKind},
+    stream,
     sync::{Permit, WaitList},
 };
 
@@ -298,7 +299,7 @@ impl<H: Host, C> Journal<H, C> {
             body_crc = crc32c::crc32c_append(body_crc, head);
             if header.kind == RecordKind::Batch {
                 let (payload, pad) = rest.split_at_mut(entry.batch.payload.len());
-                payload.copy_from_slice(&entry.batch.payload);
+                stream::copy(payload, &entry.batch.payload);
                 pad.fill(0);
                 body_crc = checksum::append(body_crc, payload, header.payload_crc);
                 body_crc = crc32c::crc32c_append(body_crc, pad);
