@@ -28,7 +28,10 @@ use crate::{
     coordinator::{controller::ControllerDriver, groups::GroupsDriver, moves::Moves},
     endpoints::Endpoints,
     kafka::errors::Failure,
-    kafka::{handlers::init_producer_id::ProducerIds, sessions::Sessions},
+    kafka::{
+        handlers::{init_producer_id::ProducerIds, produce::KnownRules},
+        sessions::Sessions,
+    },
     peers::Members,
     replication::{self, Replication},
     router::Router,
@@ -122,6 +125,8 @@ pub struct Node {
     pub stop: WaitList,
     /// Produce requests being worked on.
     pub in_flight: Cell<usize>,
+    /// What batches for topics must meet.
+    pub produce_rules: RefCell<KnownRules>,
     /// Fetches without a session so far: they begin at another of their partitions each time.
     pub fetch_turns: Cell<usize>,
 }
@@ -188,6 +193,7 @@ impl Node {
             coordinator: RefCell::default(),
             stop: WaitList::default(),
             in_flight: Cell::new(0),
+            produce_rules: RefCell::default(),
             fetch_turns: Cell::new(0),
         })
     }

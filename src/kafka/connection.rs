@@ -14,10 +14,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use glommio::net::TcpStream;
-use kafka_protocol::messages::ApiKey;
+use kafka_protocol::messages::{ApiKey, RequestKind};
 use millrace_engine::sync::WaitList;
 use millrace_net::{
-    kafka::codec::{self, DecodeError},
+    kafka::codec::{self, DecodeError, Request},
     listener::{self, Writer},
 };
 
@@ -138,30 +138,39 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
             }
             Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         };
-        let pipelined = request.api == ApiKey::Produce;
-        let below = if pipelined { in_flight_max } else { 1 };
+        let below = match request.api {
+            ApiKey::Produce => in_flight_max,
+            _ => 1,
+        };
         answers
             .changed
             .wait(|| (answers.in_flight.get() < below || answers.closed.get()).then_some(()))
             .await;
         let place = answers.place();
         let introduces = matches!(request.api, ApiKey::Produce | ApiKey::Metadata);
-        if pipelined {
-            answers.in_flight.set(answers.in_flight.get() + 1);
-            node.in_flight.set(node.in_flight.get() + 1);
-            let (node, answers, peer) = (Rc::clone(node), Rc::clone(answers), peer.clone());
-            glommio::spawn_local(async move {
-                let reply = dispatch::handle(&node, request, &peer).await;
+        let (version, id, frame_len) = (request.version, request.correlation_id, request.frame_len);
+        match request {
+            Request {
+                body: RequestKind::Produce(body),
+                ..
+            } => {
+                answers.in_flight.set(answers.in_flight.get() + 1);
+                node.in_flight.set(node.in_flight.get() + 1);
+                let (node, answers) = (Rc::clone(node), Rc::clone(answers));
+                glommio::spawn_local(async move {
+                    let reply = dispatch::produce(&node, version, id, frame_len, body).await;
+                    drop(permit);
+                    answers.in_flight.set(answers.in_flight.get() - 1);
+                    node.in_flight.set(node.in_flight.get() - 1);
+                    finish(&answers, &place, reply);
+                })
+                .detach();
+            }
+            other => {
+                let reply = dispatch::handle(node, other, peer).await;
                 drop(permit);
-                answers.in_flight.set(answers.in_flight.get() - 1);
-                node.in_flight.set(node.in_flight.get() - 1);
-                finish(&answers, &place, reply);
-            })
-            .detach();
-        } else {
-            let reply = dispatch::handle(node, request, peer).await;
-            drop(permit);
-            finish(answers, &place, reply);
+                finish(answers, &place, reply);
+            }
         }
         peer.has_only_come &= !introduces;
     }

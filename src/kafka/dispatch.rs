@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use bytes::BytesMut;
-use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, RequestKind};
+use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, ProduceRequest, RequestKind};
 use millrace_net::kafka::codec::{self, Request};
 
 use super::{connection::Peer, handlers as h};
@@ -25,7 +25,17 @@ pub fn unsupported_api_versions(correlation_id: i32) -> BytesMut {
     codec::encode(ApiKey::ApiVersions, &h::api_versions::unsupported(), 0, correlation_id)
 }
 
-/// Handles one request.
+/// Handles a Produce request that came in a frame of `frame_len` bytes. It alone is worked on beside others of its connection, in a task
+/// that would have to be as large as the largest handler if they all were one.
+pub async fn produce(node: &Rc<Node>, version: i16, id: i32, frame_len: usize, request: ProduceRequest) -> Reply {
+    match h::produce::handle(node, version, frame_len, request).await {
+        h::produce::Outcome::Answer(response) => Reply::Bytes(codec::encode(ApiKey::Produce, &response, version, id)),
+        h::produce::Outcome::Silent => Reply::Nothing,
+        h::produce::Outcome::Close => Reply::Close,
+    }
+}
+
+/// Handles one request of any other API.
 pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
     let (api, version, id) = (request.api, request.version, request.correlation_id);
     macro_rules! answer {
@@ -35,11 +45,6 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
     }
     let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());
     match request.body {
-        RequestKind::Produce(r) => match h::produce::handle(node, version, request.frame_len, r).await {
-            h::produce::Outcome::Answer(response) => answer!(response),
-            h::produce::Outcome::Silent => Reply::Nothing,
-            h::produce::Outcome::Close => Reply::Close,
-        },
         RequestKind::Fetch(r) => Reply::Bytes(h::fetch::handle(node, version, id, r).await),
         RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
         RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, peer, r).await),

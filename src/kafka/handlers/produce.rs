@@ -4,7 +4,12 @@
 //! KIPs: 98 (idempotence), 467 (messages per error), 516 (topic ids). Deliberate gap: transactional batches are
 //! refused until transactions exist.
 
-use std::{collections::HashSet, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    rc::Rc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use kafka_protocol::{
@@ -22,6 +27,7 @@ use millrace_engine::{
     kafka_batch::{self, BATCH_HEADER_LEN, BatchInfo},
 };
 use millrace_net::kafka::compression;
+use uuid::Uuid;
 
 use crate::{
     kafka::{
@@ -52,6 +58,25 @@ struct Rules {
     after_max_ms: i64,
     min_insync: usize,
     unpack_max: usize,
+}
+
+/// The rules of topics as of one version of the metadata: to look each setting up takes longer than to check a batch.
+#[derive(Default)]
+pub struct KnownRules {
+    version: u64,
+    of: HashMap<Uuid, Rc<Rules>>,
+}
+
+impl KnownRules {
+    fn get(known: &RefCell<Self>, node: &Node, view: &View, topic: &TopicImage) -> Rc<Rules> {
+        let mut known = known.borrow_mut();
+        if known.version != view.image.version {
+            known.of.clear();
+            known.version = view.image.version;
+        }
+        let rules = known.of.entry(topic.id);
+        Rc::clone(rules.or_insert_with(|| Rc::new(Rules::of(node, view, &topic.name))))
+    }
 }
 
 impl Rules {
@@ -108,7 +133,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
     let mut places = Vec::new();
     for topic in request.topic_data {
         let found = find(&view, &topic.name, topic.topic_id, version >= 13);
-        let rules = found.as_ref().ok().map(|t| Rules::of(node, &view, &t.name));
+        let rules = (found.as_ref().ok()).map(|t| KnownRules::get(&node.produce_rules, node, &view, t));
         let mut partitions = Vec::with_capacity(topic.partition_data.len());
         for data in topic.partition_data {
             let result = match (&refused, &found, &rules) {
