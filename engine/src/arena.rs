@@ -22,6 +22,11 @@ const READY: usize = 2;
 /// Oldest used chunks looked at for one that is free again. The oldest is free first, unless something still reads it.
 const LOOKS: usize = 4;
 
+/// Free chunks that stay when small payloads come no more.
+const SPARE: usize = 16;
+/// Chunks given back before others have their turn.
+const GIVEN_BACK_AT_ONCE: usize = 256;
+
 /// The chunks of one shard.
 pub struct Arena {
     open: RefCell<BytesMut>,
@@ -73,6 +78,18 @@ impl Arena {
             .take(LOOKS)
             .position(|chunk| chunk.try_reclaim(CHUNK))?;
         filled.remove(free)
+    }
+
+    /// Gives free chunks to the allocator, a few at a time, that nobody will fill soon: the tail holds large batches now, or
+    /// nothing. Where small ones come, those that are free are filled before there are so many.
+    pub fn give_back(&self) {
+        let mut filled = self.filled.borrow_mut();
+        for _ in 0..GIVEN_BACK_AT_ONCE {
+            if filled.get_mut(SPARE).is_none_or(|chunk| !chunk.try_reclaim(CHUNK)) {
+                return;
+            }
+            filled.pop_front();
+        }
     }
 
     /// Waits until a chunk is wanted. One that is free again is made ready at once; otherwise new memory is returned,
@@ -151,6 +168,19 @@ mod tests {
             made, 0,
             "chunks are made anew although those held are let go in their order"
         );
+    }
+
+    #[test]
+    fn what_is_free_and_not_wanted_any_more_is_given_back() {
+        let arena = Arena::new(600 * CHUNK);
+        let held: Vec<Bytes> = (0..600 * 16).map(|_| arena.place(&[0; PLACED_MAX])).collect();
+        arena.give_back();
+        assert_eq!(arena.filled.borrow().len(), 600, "all are in use");
+        drop(held);
+        for _ in 0..600_usize.div_ceil(GIVEN_BACK_AT_ONCE) {
+            arena.give_back();
+        }
+        assert_eq!(arena.filled.borrow().len(), SPARE);
     }
 
     #[test]

@@ -346,6 +346,7 @@ impl<H: Host> Shard<H> {
         while !self.0.closing.get() {
             self.0.host.sleep(Duration::from_secs(1)).await;
             self.check_disk_room();
+            self.0.arena.give_back();
             // What a checkpoint says of where partitions are holds over the next start.
             if round == 0
                 && self.0.checkpointed.get() == Position::START
