@@ -104,6 +104,12 @@ impl<F: HostFile> SegmentFile<F> {
         }
     }
 
+    /// Whether room was made beyond `end` since the file was opened.
+    #[must_use]
+    pub fn has_room_beyond(&self, end: u64) -> bool {
+        self.len.get().is_some_and(|len| len > align_up(end, BLOCK))
+    }
+
     /// Takes off what is beyond `len`.
     ///
     /// # Errors

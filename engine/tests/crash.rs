@@ -16,12 +16,13 @@ use millrace_engine::{
     StorageError,
     disk::sim::{Fault, SimHost, SimRng, UNFILLED},
     host::Host,
-    log::LogState,
+    log::{LogConfig, LogState},
     recovery::{self, Recovered},
     shard::{Shard, ShardConfig},
 };
 
-async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operations: u64, partitions: u32) {
+async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operations: u64, logs: &[LogConfig]) {
+    let partitions = logs.len() as u32;
     let mut rng = SimRng::new(seed);
     // Errors here are the cut's: operations that do not wait report it as EIO.
     let Ok(recovered) = recovery::recover(&host, &config(0, 0), 1).await else {
@@ -37,8 +38,8 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
     };
     let s = shard.clone();
     host.spawn(async move { s.run_commits().await });
-    for p in 0..partitions {
-        shard.add_partition(LogState::new(key(p)), LOG);
+    for (p, log) in (0..).zip(logs) {
+        shard.add_partition(LogState::new(key(p)), *log);
     }
     for tag in 0..operations {
         let p = rng.below(u64::from(partitions)) as u32;
@@ -86,7 +87,7 @@ fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
     for seed in seeds(4) {
         let total = {
             let host = SimHost::new();
-            host.run(workload(host.clone(), Rc::default(), seed, 120, 5))
+            host.run(workload(host.clone(), Rc::default(), seed, 120, &[LOG; 5]))
                 .expect("an uncut run ends");
             check_all_was_filled(&host);
             host.operations()
@@ -96,8 +97,56 @@ fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
             let host = SimHost::new();
             let model = Rc::new(RefCell::new(Model::default()));
             host.inject(Fault::CutAfter(cut));
-            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, 5));
+            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, &[LOG; 5]));
             verify_after_cut(&host, &model.borrow(), seed, cut);
+        }
+    }
+}
+
+/// Logs whose appends are flushed each, after some, or when others are.
+fn relaxed_logs() -> [LogConfig; 5] {
+    [1, i64::MAX, 3, i64::MAX, i64::MAX].map(|flush_messages| LogConfig { flush_messages, ..LOG })
+}
+
+#[test]
+fn what_is_not_flushed_survives_a_kill_and_a_power_cut_leaves_a_prefix_of_it() {
+    for seed in seeds(4) {
+        let total = {
+            let host = SimHost::new();
+            host.run(workload(host.clone(), Rc::default(), seed, 120, &relaxed_logs()))
+                .expect("an uncut run ends");
+            host.operations()
+        };
+        println!("seed {seed}: {total} operations to cut at");
+        for cut in 0..=total {
+            let host = SimHost::new();
+            let model = Rc::new(RefCell::new(Model::default()));
+            host.inject(Fault::CutAfter(cut));
+            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, &relaxed_logs()));
+            let mut rng = SimRng::new(seed ^ (cut << 20));
+            for killed in [true, false] {
+                let after = if killed {
+                    host.after_kill()
+                } else {
+                    // What was acknowledged without a flush may be gone; what was flushed may not.
+                    let mut model = model.borrow_mut();
+                    for (p, end) in &mut model.acked_end {
+                        *end = if *p == 0 { *end } else { 0 };
+                    }
+                    host.after_power_cut(&mut rng)
+                };
+                let context = format!("seed {seed} cut {cut} killed {killed}");
+                let recovered = after
+                    .run(recovery::recover(&after, &config(0, 0), 1))
+                    .unwrap_or_else(|| panic!("{context}: recovery does not end"))
+                    .unwrap_or_else(|e| panic!("{context}: {e}"));
+                // Of a log without a flush nothing need be there at all.
+                let there = |p: &u32| recovered.partitions.iter().any(|log| log.key.partition == *p);
+                (model.borrow_mut().acked_end).retain(|p, end| *end > 0 || there(p));
+                after
+                    .run(verify(after.clone(), recovered, &model.borrow(), 1, &context))
+                    .unwrap_or_else(|| panic!("{context}: stuck"));
+            }
         }
     }
 }
@@ -109,7 +158,7 @@ fn a_crash_during_recovery_loses_nothing() {
             let host = SimHost::new();
             let model = Rc::new(RefCell::new(Model::default()));
             host.inject(Fault::CutAfter(cut));
-            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, 5));
+            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, &[LOG; 5]));
             let mut disk = host.after_kill();
             let mut rng = SimRng::new(seed);
             for attempt in 0..12 {
@@ -132,7 +181,7 @@ fn a_crash_during_recovery_loses_nothing() {
 fn recovery_twice_gives_the_same() {
     let host = SimHost::new();
     let model = Rc::new(RefCell::new(Model::default()));
-    host.run(workload(host.clone(), Rc::clone(&model), 3, 200, 5))
+    host.run(workload(host.clone(), Rc::clone(&model), 3, 200, &[LOG; 5]))
         .expect("ends");
     let disk = host.after_kill();
     let first = disk

@@ -74,7 +74,19 @@ pub struct Group<C> {
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
     end: Position,
+    slot: u32,
     flushed: bool,
+}
+
+/// How a group goes to the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Flushed as it is written. Others that are may be in flight meanwhile.
+    Flushed,
+    /// Not flushed. Others that are not may be in flight meanwhile.
+    Unflushed,
+    /// With nothing else in flight.
+    Alone,
 }
 
 /// The driver of one shard's journal.
@@ -243,10 +255,19 @@ impl<H: Host, C> Journal<H, C> {
         }
     }
 
-    /// Whether a group may be written while others are: if all of them are flushed as they are written, and have their places.
+    /// How a group goes to the disk if it goes now.
     #[must_use]
-    pub fn may_overlap(&self, group: &Group<C>) -> bool {
-        self.flushes_at_once(group) && !self.wants_room.get()
+    pub fn way(&self, group: &Group<C>) -> Way {
+        if self.wants_room.get() {
+            // The order of places must be that of the queue.
+            Way::Alone
+        } else if !group.must_flush {
+            Way::Unflushed
+        } else if self.flushes_at_once(group) {
+            Way::Flushed
+        } else {
+            Way::Alone
+        }
     }
 
     fn flushes_at_once(&self, group: &Group<C>) -> bool {
@@ -331,17 +352,27 @@ impl<H: Host, C> Journal<H, C> {
             file.write_durable_at(buf, place.position.offset)
                 .await
                 .map_err(|e| failed("write and flush", e))?;
-            return Ok(Written { end, flushed: true });
+            let slot = place.slot;
+            return Ok(Written {
+                end,
+                slot,
+                flushed: true,
+            });
         }
         file.write_at(buf, place.position.offset)
             .await
             .map_err(|e| failed("write", e))?;
-        self.written.set(end);
-        self.unflushed_slot.set(Some(place.slot));
         if group.must_flush {
+            // Nothing else is in flight, so that this flushes all there is.
+            self.written.set(end);
+            self.unflushed_slot.set(Some(place.slot));
             self.flush_slot(place.slot).await?;
         }
-        Ok(Written { end, flushed: false })
+        Ok(Written {
+            end,
+            slot: place.slot,
+            flushed: group.must_flush,
+        })
     }
 
     /// The write of the oldest group in flight is through.
@@ -349,6 +380,8 @@ impl<H: Host, C> Journal<H, C> {
         self.written.set(written.end);
         if written.flushed {
             self.flushed.set(written.end);
+        } else {
+            self.unflushed_slot.set(Some(written.slot));
         }
         self.written_changed.wake_all();
     }

@@ -15,7 +15,7 @@ use futures_lite::future;
 use crate::{
     error::StorageError,
     host::Host,
-    journal::{Group, WRITES_MAX, Written},
+    journal::{Group, WRITES_MAX, Way, Written},
     log::{Cut, SegmentMeta},
     shard::{Shard, partition::Partition},
     sync::WaitList,
@@ -65,8 +65,8 @@ type Outcome = (Group<Completion>, Result<Written, StorageError>);
 
 /// A group on its way to the disk.
 struct Write {
-    /// Others may be on their way meanwhile.
-    overlaps: bool,
+    /// Others may be on their way meanwhile if theirs is the same.
+    way: Way,
     state: State,
 }
 
@@ -111,19 +111,19 @@ impl<H: Host> Shard<H> {
                 }
                 continue;
             };
-            // What is not flushed as it is written is written alone.
             while !writes.is_empty() {
-                if journal.may_overlap(&group) && writes.iter().all(|w| w.overlaps) {
+                let way = journal.way(&group);
+                if way != Way::Alone && writes.iter().all(|w| w.way == way) {
                     break;
                 }
                 if self.finish_oldest(&mut writes).await.is_break() {
                     return;
                 }
             }
-            let overlaps = journal.may_overlap(&group);
+            let way = journal.way(&group);
             let shard = self.clone();
             let mut write = Write {
-                overlaps,
+                way,
                 state: State::UnderWay(Box::pin(async move {
                     let written = shard.0.journal.write(&group).await;
                     (group, written)

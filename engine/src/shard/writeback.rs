@@ -330,6 +330,7 @@ impl<H: Host> Shard<H> {
             let active = partition.state.borrow().segments().last().copied();
             if let Some(segment) = active
                 && let Some(file) = self.0.files.opened(partition.key, segment.base)
+                && file.has_room_beyond(segment.end)
             {
                 let path = segment_path(self.0.files.logs(), &partition.key, segment.base);
                 self.give_back_room(&file, &path, segment.end).await;
