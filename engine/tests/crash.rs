@@ -82,22 +82,30 @@ fn check_all_was_filled(host: &SimHost) {
     }
 }
 
+/// How many operations a run has that can be cut at.
+fn operations(seed: u64, logs: &[LogConfig]) -> u64 {
+    let host = SimHost::new();
+    host.run(workload(host.clone(), Rc::default(), seed, 120, logs))
+        .expect("an uncut run ends");
+    check_all_was_filled(&host);
+    println!("seed {seed}: {} operations to cut at", host.operations());
+    host.operations()
+}
+
+/// The same run cut there, and what its client knows.
+fn cut_run(seed: u64, cut: u64, logs: &[LogConfig]) -> (SimHost, Rc<RefCell<Model>>) {
+    let host = SimHost::new();
+    let model = Rc::new(RefCell::new(Model::default()));
+    host.inject(Fault::CutAfter(cut));
+    host.run(workload(host.clone(), Rc::clone(&model), seed, 120, logs));
+    (host, model)
+}
+
 #[test]
 fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
     for seed in seeds(4) {
-        let total = {
-            let host = SimHost::new();
-            host.run(workload(host.clone(), Rc::default(), seed, 120, &[LOG; 5]))
-                .expect("an uncut run ends");
-            check_all_was_filled(&host);
-            host.operations()
-        };
-        println!("seed {seed}: {total} operations to cut at");
-        for cut in 0..=total {
-            let host = SimHost::new();
-            let model = Rc::new(RefCell::new(Model::default()));
-            host.inject(Fault::CutAfter(cut));
-            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, &[LOG; 5]));
+        for cut in 0..=operations(seed, &[LOG; 5]) {
+            let (host, model) = cut_run(seed, cut, &[LOG; 5]);
             verify_after_cut(&host, &model.borrow(), seed, cut);
         }
     }
@@ -111,18 +119,8 @@ fn relaxed_logs() -> [LogConfig; 5] {
 #[test]
 fn what_is_not_flushed_survives_a_kill_and_a_power_cut_leaves_a_prefix_of_it() {
     for seed in seeds(4) {
-        let total = {
-            let host = SimHost::new();
-            host.run(workload(host.clone(), Rc::default(), seed, 120, &relaxed_logs()))
-                .expect("an uncut run ends");
-            host.operations()
-        };
-        println!("seed {seed}: {total} operations to cut at");
-        for cut in 0..=total {
-            let host = SimHost::new();
-            let model = Rc::new(RefCell::new(Model::default()));
-            host.inject(Fault::CutAfter(cut));
-            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, &relaxed_logs()));
+        for cut in 0..=operations(seed, &relaxed_logs()) {
+            let (host, model) = cut_run(seed, cut, &relaxed_logs());
             let mut rng = SimRng::new(seed ^ (cut << 20));
             for killed in [true, false] {
                 let after = if killed {
@@ -155,10 +153,7 @@ fn what_is_not_flushed_survives_a_kill_and_a_power_cut_leaves_a_prefix_of_it() {
 fn a_crash_during_recovery_loses_nothing() {
     for seed in seeds(4) {
         for cut in (10..400).step_by(13) {
-            let host = SimHost::new();
-            let model = Rc::new(RefCell::new(Model::default()));
-            host.inject(Fault::CutAfter(cut));
-            host.run(workload(host.clone(), Rc::clone(&model), seed, 120, &[LOG; 5]));
+            let (host, model) = cut_run(seed, cut, &[LOG; 5]);
             let mut disk = host.after_kill();
             let mut rng = SimRng::new(seed);
             for attempt in 0..12 {

@@ -348,16 +348,16 @@ impl<H: Host, C> Journal<H, C> {
             let path = slot_path(&self.config.dir, self.config.shard, place.slot);
             io_error(operation, path, error)
         };
+        let written = Written {
+            end,
+            slot: place.slot,
+            flushed: group.must_flush,
+        };
         if self.flushes_at_once(group) {
             file.write_durable_at(buf, place.position.offset)
                 .await
                 .map_err(|e| failed("write and flush", e))?;
-            let slot = place.slot;
-            return Ok(Written {
-                end,
-                slot,
-                flushed: true,
-            });
+            return Ok(written);
         }
         file.write_at(buf, place.position.offset)
             .await
@@ -368,11 +368,7 @@ impl<H: Host, C> Journal<H, C> {
             self.unflushed_slot.set(Some(place.slot));
             self.flush_slot(place.slot).await?;
         }
-        Ok(Written {
-            end,
-            slot: place.slot,
-            flushed: group.must_flush,
-        })
+        Ok(written)
     }
 
     /// The write of the oldest group in flight is through.
