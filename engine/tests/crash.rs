@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use common::{
     LOG, append, config,
@@ -63,6 +63,7 @@ async fn workload(host: SimHost, model: Rc<RefCell<Model>>, seed: u64, operation
                 } else {
                     host.spawn(ack);
                 }
+                host.advance(Duration::from_millis(1));
                 // What comes next finds this one on its way to the disk.
                 for _ in 0..rng.below(4) {
                     futures_lite::future::yield_now().await;
@@ -111,9 +112,14 @@ fn a_cut_at_every_operation_leaves_a_prefix_with_all_that_was_acknowledged() {
     }
 }
 
-/// Logs whose appends are flushed each, after some, or when others are.
+/// Logs whose appends are flushed each, after some, after a time, or when others are.
 fn relaxed_logs() -> [LogConfig; 5] {
-    [1, i64::MAX, 3, i64::MAX, i64::MAX].map(|flush_messages| LogConfig { flush_messages, ..LOG })
+    const NEVER: i64 = i64::MAX;
+    [(1, NEVER), (NEVER, 5), (3, NEVER), (NEVER, NEVER), (NEVER, NEVER)].map(|(flush_messages, flush_ms)| LogConfig {
+        flush_messages,
+        flush_ms,
+        ..LOG
+    })
 }
 
 #[test]
@@ -209,7 +215,7 @@ async fn append_some(host: &SimHost, count: u64) -> Shard<SimHost> {
         let _ = append_one(&shard, n).await;
     }
     // The ring's further slots are prewritten meanwhile; faults are meant for what comes after.
-    host.sleep(std::time::Duration::from_millis(50)).await;
+    host.sleep(Duration::from_millis(50)).await;
     shard
 }
 
@@ -286,13 +292,13 @@ fn a_full_disk_refuses_appends_and_goes_on_when_room_returns() {
         let s = shard.clone();
         host.spawn(async move { s.run_housekeeping().await });
         host.inject(Fault::Full(0));
-        host.sleep(std::time::Duration::from_secs(2)).await;
+        host.sleep(Duration::from_secs(2)).await;
         let refused = append_one(&shard, 3).await.expect_err("no room");
         assert!(refused.contains("disk is full"), "{refused}");
         let records = shard.read(key(0), 0, 1 << 20, true).await.expect("reads go on");
         assert_eq!(records.next_offset, 3);
         host.inject(Fault::Full(u64::MAX));
-        host.sleep(std::time::Duration::from_secs(2)).await;
+        host.sleep(Duration::from_secs(2)).await;
         assert_eq!(append_one(&shard, 3).await, Ok(3));
     })
     .expect("ends");

@@ -3,7 +3,8 @@
 //! Fault model. A write that has not been flushed is, after a power cut, for each of its blocks independently:
 //! there, absent (what was there before), or torn (part old, part new). A flushed write is there. Creations,
 //! removals and renames are durable once their folder is synced; before that a cut keeps or undoes
-//! each. Operations can be made to fail with EIO or ENOSPC, and flushed bytes can be flipped (bit rot). The run can be cut
+//! each. Operations begun at one time may be through in any order. They can be made to fail with EIO or ENOSPC, and flushed bytes
+//! can be flipped (bit rot). The run can be cut
 //! at any operation that changes the disk: from there on nothing completes, as if the power were gone.
 
 use std::{
@@ -58,10 +59,48 @@ impl SimRng {
 struct Inode {
     /// What a flush has made durable.
     durable: Vec<u8>,
+    /// The write of each of its blocks.
+    durable_writes: BTreeMap<u64, u64>,
     /// What reads see.
     current: Vec<u8>,
-    /// Blocks written since the last flush.
-    dirty: HashSet<u64>,
+    /// Blocks that no flush has covered, and the last write of each.
+    dirty: BTreeMap<u64, u64>,
+}
+
+impl Inode {
+    fn put(&mut self, write: u64, bytes: &[u8], position: u64) {
+        put(&mut self.current, bytes, position);
+        self.dirty.extend(blocks(bytes, position).map(|block| (block, write)));
+    }
+
+    fn put_durably(&mut self, write: u64, bytes: &[u8], position: u64) {
+        for (block, bytes) in blocks(bytes, position).zip(bytes.chunks(BLOCK as usize)) {
+            if self.durable_writes.get(&block).is_none_or(|last| *last < write) {
+                put(&mut self.durable, bytes, block * BLOCK);
+                self.durable_writes.insert(block, write);
+            }
+            if self.dirty.get(&block).is_some_and(|last| *last <= write) {
+                self.dirty.remove(&block);
+            }
+        }
+    }
+
+    /// Makes durable what was there when a flush began. What was written meanwhile is not covered.
+    fn flushed(&mut self, began: &Self) {
+        for (block, write) in &began.dirty {
+            let start = (block * BLOCK) as usize;
+            let end = (start + BLOCK as usize).min(began.current.len());
+            if start < end {
+                self.put_durably(*write, &began.current[start..end], start as u64);
+            }
+        }
+    }
+
+    /// As Linux does after a failed flush: the pages are clean, the data is gone.
+    fn lost(&mut self) {
+        self.dirty.clear();
+        self.current = self.durable.clone();
+    }
 }
 
 /// A write that the disk has been given and is not through with.
@@ -94,10 +133,16 @@ struct State {
     names: BTreeMap<PathBuf, u64>,
     /// Names that survive a cut.
     durable_names: BTreeMap<PathBuf, u64>,
+    /// Syncs begun.
+    syncs: u64,
+    /// The last of them that is through, of each folder.
+    synced: HashMap<PathBuf, u64>,
     dirs: HashSet<PathBuf>,
     operations: u64,
     /// How often all tasks were polled.
     turn: u64,
+    /// How long operations take.
+    pace: SimRng,
     cut_at: Option<u64>,
     fail_write: Option<u64>,
     fail_flush: Option<u64>,
@@ -105,6 +150,20 @@ struct State {
     now_ms: i64,
     timers: Vec<(i64, Waker)>,
     spawned: VecDeque<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl State {
+    /// Makes the names in a folder durable that were there when a sync began.
+    fn names_synced(&mut self, folder: &Path, number: u64, names: &BTreeMap<PathBuf, u64>) {
+        let last = self.synced.entry(folder.to_owned()).or_default();
+        if *last > number {
+            return;
+        }
+        *last = number;
+        self.durable_names.retain(|p, _| p.parent() != Some(folder));
+        let in_it = names.iter().filter(|(p, _)| p.parent() == Some(folder));
+        self.durable_names.extend(in_it.map(|(p, i)| (p.clone(), *i)));
+    }
 }
 
 /// The simulated machine. Clones share it.
@@ -133,9 +192,12 @@ impl SimHost {
             next_write: 0,
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
+            syncs: 0,
+            synced: HashMap::new(),
             dirs: HashSet::new(),
             operations: 0,
             turn: 0,
+            pace: SimRng::new(0),
             cut_at: None,
             fail_write: None,
             fail_flush: None,
@@ -212,9 +274,7 @@ impl SimHost {
                         }
                     }
                 }
-                let mut dirty: Vec<u64> = old.inodes[&id].dirty.iter().copied().collect();
-                dirty.sort_unstable();
-                for block in dirty {
+                for block in old.inodes[&id].dirty.keys() {
                     let start = (block * BLOCK) as usize;
                     let end = (start + BLOCK as usize).min(old.inodes[&id].current.len());
                     if start >= end {
@@ -233,7 +293,7 @@ impl SimHost {
                     Inode {
                         current: bytes.clone(),
                         durable: bytes,
-                        dirty: HashSet::new(),
+                        ..Inode::default()
                     },
                 );
             }
@@ -257,15 +317,12 @@ impl SimHost {
             new.durable_names = old.durable_names.clone();
             new.inodes = old.inodes.clone();
             // The kernel may carry out what it was given, in any order.
-            for (_, write) in old.submitted.iter().filter(|(number, _)| *number % 2 == 0) {
+            for (number, write) in old.submitted.iter().filter(|(number, _)| *number % 2 == 0) {
                 if let Some(inode) = new.inodes.get_mut(&write.inode) {
-                    let at = write.position as usize;
-                    let end = at + write.bytes.len();
-                    inode.current.resize(inode.current.len().max(end), 0);
-                    inode.current[at..end].copy_from_slice(&write.bytes);
-                    inode.dirty.extend(write.position / BLOCK..(end as u64).div_ceil(BLOCK));
+                    inode.put(*number, &write.bytes, write.position);
                 }
             }
+            new.next_write = old.next_write;
         }
         host
     }
@@ -360,11 +417,13 @@ impl SimHost {
         }
     }
 
-    /// Some turns of the other tasks between a call and its effect, as a real disk would give them.
+    /// Some turns of the other tasks between a call and its effect, as a real disk would give them: mostly few, now and then so
+    /// many that what was begun later is through first.
     async fn turns(&self) {
         let until = {
-            let s = self.0.borrow();
-            s.turn + 1 + s.operations % 3
+            let mut s = self.0.borrow_mut();
+            let more = if s.pace.below(8) == 0 { 16 } else { 3 };
+            s.turn + 1 + s.pace.below(more)
         };
         poll_fn(|_| {
             if self.0.borrow().turn >= until {
@@ -374,6 +433,13 @@ impl SimHost {
             }
         })
         .await;
+    }
+
+    /// The number of a sync that begins now, and the names that it covers.
+    fn begin_sync(&self) -> (u64, BTreeMap<PathBuf, u64>) {
+        let mut s = self.0.borrow_mut();
+        s.syncs += 1;
+        (s.syncs, s.names.clone())
     }
 
     async fn change(&self) {
@@ -441,26 +507,24 @@ impl HostFile for SimFile {
     type Buf = SimBuf;
 
     async fn write_at(&self, buf: SimBuf, position: u64) -> io::Result<()> {
-        assert_eq!(position % BLOCK, 0, "direct writes are block-aligned");
-        assert_eq!(buf.len() as u64 % BLOCK, 0, "direct writes are whole blocks");
-        let number = self.submit(&buf, position);
-        self.host.change().await;
-        self.host.0.borrow_mut().submitted.remove(&number);
-        if count_down(&mut self.host.0.borrow_mut().fail_write) {
-            return Err(eio());
-        }
-        let grown =
-            (position + buf.len() as u64).saturating_sub(self.host.0.borrow().inodes[&self.inode].current.len() as u64);
-        if self.host.used() + grown > self.host.0.borrow().capacity {
-            return Err(enospc());
-        }
-        self.put(&buf, position);
+        let number = self.carry_out(&buf, position).await?;
+        let mut s = self.host.0.borrow_mut();
+        let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
+        inode.put(number, &buf, position);
         Ok(())
     }
 
+    /// Nothing else becomes durable by it: a device that takes RWF_DSYNC for a write through its cache flushes no other write.
     async fn write_durable_at(&self, buf: SimBuf, position: u64) -> io::Result<()> {
-        self.write_at(buf, position).await?;
-        self.flush().await
+        let number = self.carry_out(&buf, position).await?;
+        let mut s = self.host.0.borrow_mut();
+        if count_down(&mut s.fail_flush) {
+            return Err(eio());
+        }
+        let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
+        inode.put(number, &buf, position);
+        inode.put_durably(number, &buf, position);
+        Ok(())
     }
 
     async fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> io::Result<()> {
@@ -474,17 +538,16 @@ impl HostFile for SimFile {
     }
 
     async fn flush(&self) -> io::Result<()> {
+        let began = self.host.0.borrow().inodes[&self.inode].clone();
         self.host.change().await;
         let mut s = self.host.0.borrow_mut();
         let failed = count_down(&mut s.fail_flush);
         let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
-        inode.dirty.clear();
         if failed {
-            // As Linux does: the pages are clean, the data is gone.
-            inode.current = inode.durable.clone();
+            inode.lost();
             return Err(eio());
         }
-        inode.durable = inode.current.clone();
+        inode.flushed(&began);
         Ok(())
     }
 
@@ -509,8 +572,8 @@ impl HostFile for SimFile {
         let mut s = self.host.0.borrow_mut();
         let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
         inode.current.resize(len as usize, 0);
-        inode.durable = inode.current.clone();
-        inode.dirty.clear();
+        inode.durable.truncate(len as usize);
+        inode.dirty.retain(|block, _| *block < len.div_ceil(BLOCK));
         Ok(())
     }
 
@@ -535,18 +598,35 @@ impl SimFile {
         number
     }
 
-    fn put(&self, buf: &[u8], position: u64) {
+    /// Waits until the disk is through with a write, and says what becomes of it; its number.
+    async fn carry_out(&self, buf: &[u8], position: u64) -> io::Result<u64> {
+        assert_eq!(position % BLOCK, 0, "direct writes are block-aligned");
+        assert_eq!(buf.len() as u64 % BLOCK, 0, "direct writes are whole blocks");
+        let number = self.submit(buf, position);
+        self.host.change().await;
+        let used = self.host.used();
         let mut s = self.host.0.borrow_mut();
-        let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
-        let end = position as usize + buf.len();
-        if inode.current.len() < end {
-            inode.current.resize(end, 0);
+        s.submitted.remove(&number);
+        if count_down(&mut s.fail_write) {
+            return Err(eio());
         }
-        inode.current[position as usize..end].copy_from_slice(buf);
-        for block in position / BLOCK..(end as u64).div_ceil(BLOCK) {
-            inode.dirty.insert(block);
+        let end = position + buf.len() as u64;
+        let grown = end.saturating_sub(s.inodes[&self.inode].current.len() as u64);
+        if used + grown > s.capacity {
+            return Err(enospc());
         }
+        Ok(number)
     }
+}
+
+fn put(bytes: &mut Vec<u8>, buf: &[u8], position: u64) {
+    let at = position as usize;
+    bytes.resize(bytes.len().max(at + buf.len()), 0);
+    bytes[at..at + buf.len()].copy_from_slice(buf);
+}
+
+fn blocks(buf: &[u8], position: u64) -> std::ops::Range<u64> {
+    position / BLOCK..(position + buf.len() as u64).div_ceil(BLOCK)
 }
 
 impl Host for SimHost {
@@ -649,35 +729,34 @@ impl Host for SimHost {
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let (number, names) = self.begin_sync();
         self.change().await;
-        let mut s = self.0.borrow_mut();
-        let current: Vec<_> = s
-            .names
-            .iter()
-            .filter(|(p, _)| p.parent() == Some(path))
-            .map(|(p, i)| (p.clone(), *i))
-            .collect();
-        s.durable_names.retain(|p, _| p.parent() != Some(path));
-        s.durable_names.extend(current);
+        self.0.borrow_mut().names_synced(path, number, &names);
         Ok(())
     }
 
     async fn sync_all(&self, _path: &Path) -> io::Result<()> {
+        let (number, names) = self.begin_sync();
+        let began = self.0.borrow().inodes.clone();
         self.change().await;
         let mut s = self.0.borrow_mut();
         let failed = count_down(&mut s.fail_flush);
-        for inode in s.inodes.values_mut() {
-            inode.dirty.clear();
-            if failed {
-                inode.current = inode.durable.clone();
-            } else {
-                inode.durable = inode.current.clone();
+        for (id, inode) in &mut s.inodes {
+            match began.get(id) {
+                _ if failed => inode.lost(),
+                Some(began) => inode.flushed(began),
+                None => {}
             }
         }
         if failed {
             return Err(eio());
         }
-        s.durable_names = s.names.clone();
+        let folders: HashSet<PathBuf> = (names.keys().chain(s.durable_names.keys()))
+            .filter_map(|p| Some(p.parent()?.to_owned()))
+            .collect();
+        for folder in folders {
+            s.names_synced(&folder, number, &names);
+        }
         Ok(())
     }
 
