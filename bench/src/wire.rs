@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::TcpStream,
     sync::OnceLock,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -31,6 +31,8 @@ pub const PRODUCE: i16 = 7;
 pub const FETCH: i16 = 11;
 /// Bytes of a batch's header.
 pub const BATCH_HEADER: usize = 61;
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Most bytes of an answer; more is not one.
 const ANSWER_MAX: usize = 256 << 20;
 
@@ -44,7 +46,7 @@ pub fn now_ns() -> u64 {
 pub fn connect(address: &str) -> Outcome<TcpStream> {
     let stream = TcpStream::connect(address).map_err(|e| format!("{address}: {e}"))?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
@@ -66,14 +68,25 @@ pub fn request<R: Encodable>(api: ApiKey, version: i16, body: &R) -> Outcome<Byt
 /// Reads one answer without its length; it begins with the correlation id.
 pub fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Outcome<()> {
     let mut length = [0; 4];
-    stream.read_exact(&mut length)?;
+    read(stream, &mut length)?;
     let length = u32::from_be_bytes(length) as usize;
     if length > ANSWER_MAX {
         return Err(format!("an answer claims {length} bytes").into());
     }
     buffer.resize(length, 0);
-    stream.read_exact(buffer)?;
-    Ok(())
+    read(stream, buffer)
+}
+
+fn read(stream: &mut TcpStream, into: &mut [u8]) -> Outcome<()> {
+    stream
+        .read_exact(into)
+        .map_err(|e| match (e.kind(), stream.peer_addr()) {
+            // Linux's word for a timeout.
+            (ErrorKind::WouldBlock, Ok(peer)) => {
+                format!("{peer} did not answer within {} s", PATIENCE.as_secs()).into()
+            }
+            _ => e.into(),
+        })
 }
 
 /// Sends and waits. Versions without flexible fields only.

@@ -44,9 +44,9 @@ impl HostFile for NullFile {
         Ok(())
     }
 
-    async fn read_into(&self, out: &mut Vec<u8>, _: u64, len: usize) -> io::Result<()> {
-        out.resize(out.len() + len, 0);
-        Ok(())
+    async fn read_behind(&self, mut memory: BytesMut, _: u64, len: usize) -> io::Result<BytesMut> {
+        memory.resize(memory.len() + len, 0);
+        Ok(memory)
     }
 
     async fn flush(&self) -> io::Result<()> {

@@ -14,6 +14,8 @@ use std::{
 
 use bytes::BytesMut;
 
+use crate::{layout::BLOCK, types::align_up};
+
 /// An open file. Writes and reads are direct: positions and lengths are multiples of
 /// [`BLOCK`](crate::layout::BLOCK).
 pub trait HostFile: 'static {
@@ -25,14 +27,17 @@ pub trait HostFile: 'static {
     /// Writes all of `buf` at `position` and waits until it is durable. Only for blocks written before:
     /// then one flagged write does what write and flush would do in two operations.
     fn write_durable_at(&self, buf: Self::Buf, position: u64) -> impl Future<Output = io::Result<()>>;
-    /// Reads up to `len` bytes to the end of `out`; fewer only at the end of the file.
-    fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> impl Future<Output = io::Result<()>>;
+    /// Reads up to `len` bytes behind what `memory` holds; fewer only at the end of the file. It is memory that [`aligned`] gave, with
+    /// room for them, and holds whole blocks.
+    fn read_behind(&self, memory: BytesMut, position: u64, len: usize) -> impl Future<Output = io::Result<BytesMut>>;
     /// Reads up to `len` bytes; fewer only at the end of the file.
-    fn read_at(&self, position: u64, len: usize) -> impl Future<Output = io::Result<Vec<u8>>> {
+    fn read_at(&self, position: u64, len: usize) -> impl Future<Output = io::Result<BytesMut>> {
         async move {
-            let mut out = Vec::with_capacity(len);
-            self.read_into(&mut out, position, len).await?;
-            Ok(out)
+            // A file that something cut short has any length.
+            let whole = align_up(len as u64, BLOCK) as usize;
+            let mut read = self.read_behind(aligned(whole), position, whole).await?;
+            read.truncate(len);
+            Ok(read)
         }
     }
     /// Makes every completed write durable (data and what is needed to read it back).
@@ -45,6 +50,15 @@ pub trait HostFile: 'static {
     fn truncate(&self, len: u64) -> impl Future<Output = io::Result<()>>;
     /// Length in bytes.
     fn size(&self) -> impl Future<Output = io::Result<u64>>;
+}
+
+/// Empty memory that begins where a block may, for a device to read into, with room for `len` bytes.
+#[must_use]
+pub fn aligned(len: usize) -> BytesMut {
+    let mut memory = BytesMut::with_capacity(len + BLOCK as usize);
+    let skipped = memory.as_ptr().align_offset(BLOCK as usize);
+    memory.resize(skipped, 0);
+    memory.split_off(skipped)
 }
 
 /// How a file is opened.

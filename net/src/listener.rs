@@ -1,16 +1,18 @@
 //! TCP on glommio: frames in, responses out, one task per connection and one per shard for accepting.
 
 use std::{
-    io,
+    collections::VecDeque,
+    io::{self, IoSlice},
     net::SocketAddr,
     ops::Range,
-    os::fd::{FromRawFd, IntoRawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, io::WriteHalf};
 use glommio::net::{TcpListener, TcpStream};
 
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::kafka::frame;
@@ -56,9 +58,6 @@ impl Listener {
         Ok(stream)
     }
 }
-
-/// Where responses go.
-pub type Writer = WriteHalf<TcpStream>;
 
 /// The receiving half of a connection: one buffer that is read into again and again. A frame is copied out of it, or, if it
 /// is large, read into memory of exactly its size, so that what is kept of a request never keeps more than the request.
@@ -179,18 +178,85 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// Splits a connection.
-pub fn split(stream: TcpStream, limit: usize) -> (FrameReader<futures_lite::io::ReadHalf<TcpStream>>, Writer) {
-    let (read, write) = futures_lite::io::split(stream);
-    (FrameReader::new(read, limit), write)
+/// Where responses go.
+pub struct Writer {
+    half: WriteHalf<TcpStream>,
+    /// The stream's, which `half` keeps open.
+    fd: RawFd,
 }
 
-/// Sends bytes.
-///
-/// # Errors
-/// The connection's errors.
-pub async fn send(writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
-    writer.write_all(bytes).await
+/// Pieces named to the kernel at once; more are sent by further calls.
+const PIECES_AT_ONCE: usize = 32;
+
+impl Writer {
+    /// Sends bytes.
+    ///
+    /// # Errors
+    /// The connection's errors.
+    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.half.write_all(bytes).await
+    }
+
+    /// Sends pieces one after the other, without putting them together first.
+    ///
+    /// # Errors
+    /// The connection's errors.
+    pub async fn send_pieces(&mut self, mut pieces: VecDeque<Bytes>) -> io::Result<()> {
+        while let Some(first) = pieces.front() {
+            let sent = match self.send_some(&pieces) {
+                // The executor waits until there is room, and sends something.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.half.write(first).await?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                sent => sent?,
+            };
+            if sent == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            advance(&mut pieces, sent);
+        }
+        Ok(())
+    }
+
+    fn send_some(&self, pieces: &VecDeque<Bytes>) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); PIECES_AT_ONCE];
+        let count = pieces.len().min(PIECES_AT_ONCE);
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        // SAFETY: `half` keeps the stream, and with it the descriptor, open. glommio sends one slice at a time only.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(sendmsg(
+            fd,
+            &slices[..count],
+            &mut SendAncillaryBuffer::default(),
+            flags,
+        )?)
+    }
+
+    /// Closes the sending side; the peer may have gone first.
+    pub async fn close(&mut self) {
+        let _ = self.half.close().await;
+    }
+}
+
+/// Takes away what was sent.
+fn advance(pieces: &mut VecDeque<Bytes>, mut sent: usize) {
+    while let Some(first) = pieces.front_mut() {
+        if sent < first.len() {
+            first.advance(sent);
+            return;
+        }
+        sent -= first.len();
+        pieces.pop_front();
+    }
+}
+
+/// Splits a connection.
+pub fn split(stream: TcpStream, limit: usize) -> (FrameReader<futures_lite::io::ReadHalf<TcpStream>>, Writer) {
+    let fd = stream.as_raw_fd();
+    let (read, half) = futures_lite::io::split(stream);
+    (FrameReader::new(read, limit), Writer { half, fd })
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub struct Peer {
 #[derive(Default)]
 struct Place {
     done: Cell<bool>,
-    bytes: RefCell<Option<BytesMut>>,
+    reply: Cell<Option<Reply>>,
 }
 
 #[derive(Default)]
@@ -62,10 +62,68 @@ impl Answers {
         place
     }
 
-    fn fill(&self, place: &Place, bytes: Option<BytesMut>) {
-        *place.bytes.borrow_mut() = bytes;
+    fn fill(&self, place: &Place, reply: Reply) {
+        if matches!(reply, Reply::Close) {
+            self.closed.set(true);
+        }
+        place.reply.set(Some(reply));
         place.done.set(true);
         self.changed.wake_all();
+    }
+
+    /// Takes what is to be sent next; `None` before there is any.
+    fn gather(&self) -> Option<Gathered> {
+        let mut gathered = Gathered::default();
+        let mut places = self.places.borrow_mut();
+        while gathered.len() < WRITE_BYTES && places.front().is_some_and(|p| p.done.get()) {
+            let reply = places.pop_front().and_then(|p| p.reply.take());
+            reply.into_iter().for_each(|reply| gathered.add(reply));
+        }
+        (gathered.len() > 0).then_some(gathered)
+    }
+}
+
+/// Answers that are sent together.
+#[derive(Default)]
+struct Gathered {
+    /// What comes first, already in pieces.
+    pieces: VecDeque<Bytes>,
+    pieces_len: usize,
+    /// What follows: small answers, side by side.
+    last: BytesMut,
+}
+
+impl Gathered {
+    fn len(&self) -> usize {
+        self.pieces_len + self.last.len()
+    }
+
+    fn add(&mut self, reply: Reply) {
+        match reply {
+            Reply::Bytes(bytes) if self.last.is_empty() => self.last = bytes,
+            Reply::Bytes(bytes) => self.last.extend_from_slice(&bytes),
+            Reply::Pieces(pieces) => {
+                self.end_piece();
+                self.pieces_len += pieces.iter().map(Bytes::len).sum::<usize>();
+                self.pieces.extend(pieces);
+            }
+            Reply::Nothing | Reply::Close => {}
+        }
+    }
+
+    fn end_piece(&mut self) {
+        if !self.last.is_empty() {
+            self.pieces_len += self.last.len();
+            self.pieces.push_back(std::mem::take(&mut self.last).freeze());
+        }
+    }
+
+    async fn send(mut self, writer: &mut Writer) -> io::Result<()> {
+        if self.pieces.is_empty() {
+            return writer.send(&self.last).await;
+        }
+        self.end_piece();
+        writer.send_pieces(self.pieces).await
     }
 }
 
@@ -133,7 +191,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
                 ..
             }) => {
                 let place = answers.place();
-                answers.fill(&place, Some(dispatch::unsupported_api_versions(correlation_id)));
+                answers.fill(&place, Reply::Bytes(dispatch::unsupported_api_versions(correlation_id)));
                 continue;
             }
             Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
@@ -162,14 +220,14 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
                     drop(permit);
                     answers.in_flight.set(answers.in_flight.get() - 1);
                     node.in_flight.set(node.in_flight.get() - 1);
-                    finish(&answers, &place, reply);
+                    answers.fill(&place, reply);
                 })
                 .detach();
             }
             other => {
                 let reply = dispatch::handle(node, other, peer).await;
                 drop(permit);
-                finish(answers, &place, reply);
+                answers.fill(&place, reply);
             }
         }
         peer.has_only_come &= !introduces;
@@ -177,55 +235,23 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
     Ok(())
 }
 
-fn finish(answers: &Answers, place: &Place, reply: Reply) {
-    match reply {
-        Reply::Bytes(bytes) => answers.fill(place, Some(bytes)),
-        Reply::Nothing => answers.fill(place, None),
-        Reply::Close => {
-            answers.closed.set(true);
-            answers.fill(place, None);
-        }
-    }
-}
-
 async fn send_answers(answers: Rc<Answers>, mut writer: Writer) -> io::Result<()> {
     loop {
-        let mut next = answers
+        let next = answers
             .changed
-            .wait(|| {
-                let mut gathered: Option<BytesMut> = None;
-                let mut places = answers.places.borrow_mut();
-                while places.front().is_some_and(|p| p.done.get()) {
-                    let bytes = places.pop_front().and_then(|p| p.bytes.borrow_mut().take());
-                    match (&mut gathered, bytes) {
-                        (_, None) => {}
-                        (None, bytes) => gathered = bytes,
-                        (Some(all), Some(bytes)) => all.extend_from_slice(&bytes),
-                    }
-                    if gathered.as_ref().is_some_and(|g| g.len() >= WRITE_BYTES) {
-                        break;
-                    }
-                }
-                if gathered.is_some() {
-                    return Some(gathered);
-                }
-                (answers.closed.get() && places.is_empty()).then_some(None)
+            .wait(|| match answers.gather() {
+                None => (answers.closed.get() && answers.places.borrow().is_empty()).then_some(None),
+                gathered => Some(gathered),
             })
-            .await
-            .map(BytesMut::freeze);
-        let Some(bytes) = next.take() else {
-            // The peer may have gone first.
-            let _ = futures_lite::AsyncWriteExt::close(&mut writer).await;
+            .await;
+        let Some(gathered) = next else {
+            writer.close().await;
             return Ok(());
         };
-        if let Err(error) = send(&mut writer, bytes).await {
+        if let Err(error) = gathered.send(&mut writer).await {
             answers.closed.set(true);
             answers.changed.wake_all();
             return Err(error);
         }
     }
-}
-
-async fn send(writer: &mut Writer, bytes: Bytes) -> io::Result<()> {
-    listener::send(writer, &bytes).await
 }

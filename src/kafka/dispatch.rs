@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, ProduceRequest, RequestKind};
 use millrace_net::kafka::codec::{self, Request};
 
@@ -13,6 +13,8 @@ use crate::node::Node;
 pub enum Reply {
     /// A response.
     Bytes(BytesMut),
+    /// A response in pieces, to be sent one after the other.
+    Pieces(Vec<Bytes>),
     /// Nothing is expected (acks=0).
     Nothing,
     /// The connection is to be closed.
@@ -45,7 +47,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
     }
     let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());
     match request.body {
-        RequestKind::Fetch(r) => Reply::Bytes(h::fetch::handle(node, version, id, r).await),
+        RequestKind::Fetch(r) => h::fetch::handle(node, version, id, r).await,
         RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
         RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, peer, r).await),
         RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, version, r).await),

@@ -136,7 +136,7 @@ pub struct Read {
 #[derive(Debug)]
 pub struct Given {
     /// Whole batches.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Offset behind the last visible record.
     pub high_watermark: i64,
     /// First offset of the log.
@@ -175,7 +175,7 @@ async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: b
     if let Some(closer) = read.rack.as_deref().and_then(|rack| slot.closer(node, rack)) {
         let status = partition.status();
         return Ok(Given {
-            bytes: Vec::new(),
+            bytes: Bytes::new(),
             high_watermark: status.high_watermark,
             log_start: status.log_start,
             preferred: Some(closer),
@@ -188,7 +188,7 @@ async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: b
         match end {
             Some((epoch, end)) if epoch < read.last_fetched_epoch || end < read.offset => {
                 return Ok(Given {
-                    bytes: Vec::new(),
+                    bytes: Bytes::new(),
                     high_watermark: status.high_watermark,
                     log_start: status.log_start,
                     preferred: None,
@@ -211,7 +211,7 @@ async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: b
         other => other?,
     };
     Ok(Given {
-        bytes: records.bytes,
+        bytes: records.bytes.into(),
         high_watermark: records.high_watermark,
         log_start: records.log_start,
         preferred: None,

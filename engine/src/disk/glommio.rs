@@ -20,7 +20,7 @@ use ::glommio::{
 };
 use bytes::BytesMut;
 
-use super::durable::DurableWrites;
+use super::uring::Uring;
 use crate::host::{Host, HostFile, OpenMode};
 
 /// A DMA buffer; not cleared when it is handed out.
@@ -42,7 +42,7 @@ impl DerefMut for DmaBuf {
 /// A file opened with `O_DIRECT`.
 pub struct GlommioFile {
     file: DmaFile,
-    durable: Rc<DurableWrites>,
+    uring: Rc<Uring>,
 }
 
 fn flat(error: GlommioError<()>) -> io::Error {
@@ -65,13 +65,11 @@ impl HostFile for GlommioFile {
     }
 
     async fn write_durable_at(&self, buf: DmaBuf, position: u64) -> io::Result<()> {
-        self.durable.write(self.file.as_raw_fd(), buf.0, position).await
+        self.uring.write_durable(self.file.as_raw_fd(), buf.0, position).await
     }
 
-    async fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> io::Result<()> {
-        let result = self.file.read_at_aligned(position, len).await.map_err(flat)?;
-        out.extend_from_slice(&result);
-        Ok(())
+    async fn read_behind(&self, memory: BytesMut, position: u64, len: usize) -> io::Result<BytesMut> {
+        self.uring.read(self.file.as_raw_fd(), memory, position, len).await
     }
 
     async fn flush(&self) -> io::Result<()> {
@@ -159,7 +157,7 @@ pub async fn settle() {
 #[derive(Clone)]
 pub struct GlommioHost {
     background: TaskQueueHandle,
-    durable: Rc<DurableWrites>,
+    uring: Rc<Uring>,
 }
 
 impl GlommioHost {
@@ -179,7 +177,7 @@ impl GlommioHost {
     pub fn new(background: TaskQueueHandle) -> io::Result<Self> {
         Ok(Self {
             background,
-            durable: Rc::new(DurableWrites::new()?),
+            uring: Rc::new(Uring::new()?),
         })
     }
 }
@@ -209,7 +207,7 @@ impl Host for GlommioHost {
         let file = options.dma_open(path).await.map_err(flat)?;
         Ok(GlommioFile {
             file,
-            durable: Rc::clone(&self.durable),
+            uring: Rc::clone(&self.uring),
         })
     }
 

@@ -527,14 +527,24 @@ impl HostFile for SimFile {
         Ok(())
     }
 
-    async fn read_into(&self, out: &mut Vec<u8>, position: u64, len: usize) -> io::Result<()> {
+    async fn read_behind(&self, mut memory: BytesMut, position: u64, len: usize) -> io::Result<BytesMut> {
+        let into = memory.spare_capacity_mut().as_ptr() as u64;
+        assert_eq!(
+            (into % BLOCK, position % BLOCK, len as u64 % BLOCK),
+            (0, 0, 0),
+            "direct reads are aligned"
+        );
+        assert!(
+            memory.capacity() - memory.len() >= len,
+            "there is room for what is read"
+        );
         self.host.turns().await;
         let s = self.host.0.borrow();
         let bytes = &s.inodes[&self.inode].current;
         let start = (position as usize).min(bytes.len());
         let end = (start + len).min(bytes.len());
-        out.extend_from_slice(&bytes[start..end]);
-        Ok(())
+        memory.extend_from_slice(&bytes[start..end]);
+        Ok(memory)
     }
 
     async fn flush(&self) -> io::Result<()> {

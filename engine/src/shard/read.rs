@@ -8,7 +8,7 @@ use crate::{
     batch::{self, Batch, BatchHeader, HeaderError, PayloadFormat},
     cache::{CHUNK, ChunkKey},
     error::{BatchError, ReadError, StorageError},
-    host::{Host, HostFile},
+    host::{self, Host, HostFile},
     index::SegmentIndex,
     kafka_batch::{self, BATCH_HEADER_LEN},
     layout::BLOCK,
@@ -458,7 +458,7 @@ impl<H: Host> Shard<H> {
     async fn read_chunk(&self, key: ChunkKey) -> Result<Bytes, StorageError> {
         let inner = &self.0;
         let file = inner.files.get(key.key, key.base, Missing::Refuse).await?;
-        let mut out = Vec::with_capacity(CHUNK as usize);
+        let mut out = host::aligned(CHUNK as usize);
         while out.len() < CHUNK as usize {
             let appends_wait = inner.journal.is_in_use();
             let len = if appends_wait {
@@ -472,7 +472,8 @@ impl<H: Host> Shard<H> {
                 None
             };
             let (position, expected) = (key.index * CHUNK + out.len() as u64, out.len() + len);
-            file.read_into(&mut out, position, len)
+            out = file
+                .read_behind(out, position, len)
                 .await
                 .map_err(|source| StorageError::Io {
                     operation: "read",
@@ -484,7 +485,7 @@ impl<H: Host> Shard<H> {
                 break;
             }
         }
-        Ok(Bytes::from(out))
+        Ok(out.freeze())
     }
 
     fn corrupt(&self, partition: &Partition, base: Offset, position: u64, reason: &str) -> StorageError {

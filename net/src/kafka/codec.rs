@@ -4,11 +4,11 @@
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::{
     messages::{ApiKey, RequestHeader, RequestKind, ResponseHeader},
-    protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
+    protocol::{Decodable, Encodable, HeaderVersion, StrBytes, buf::ByteBufMut},
 };
 use thiserror::Error;
 
-use super::{newer, shape, versions};
+use super::{gather::Gather, newer, shape, versions};
 
 /// A request that cannot be served. The connection is closed for all but `UnsupportedVersion` of ApiVersions,
 /// because no response could be understood.
@@ -86,11 +86,11 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
     let header_version = api.request_header_version(newer::known(api, version));
     shape::check_header(&frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
     let header = RequestHeader::decode(&mut frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
-    let name = format!("{api:?} v{version}");
-    let topics = shape::check(api, version, &frame).map_err(|e| malformed(&name, e.to_string()))?;
+    let name = || format!("{api:?} v{version}");
+    let topics = shape::check(api, version, &frame).map_err(|e| malformed(&name(), e.to_string()))?;
     let mut frame = newer::request(frame, &topics);
     let body = RequestKind::decode(api, &mut frame, newer::known(api, version))
-        .map_err(|e| malformed(&name, e.to_string()))?;
+        .map_err(|e| malformed(&name(), e.to_string()))?;
     // Bytes behind the request are left alone, as a Kafka broker does: librdkafka 2.16 asks for the metadata of all topics
     // with three of them.
     Ok(Request {
@@ -109,34 +109,9 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
 /// If a field was set that the version does not have: a bug of the handler.
 #[must_use]
 pub fn encode<R: Encodable + HeaderVersion>(api: ApiKey, response: &R, version: i16, correlation_id: i32) -> BytesMut {
-    encode_large(api, response, version, correlation_id, 0)
-}
-
-/// As [`encode`], for a response that carries so many bytes of records: growing to that step by step would copy them several
-/// times.
-///
-/// # Panics
-/// As [`encode`].
-#[must_use]
-pub fn encode_large<R: Encodable + HeaderVersion>(
-    api: ApiKey,
-    response: &R,
-    version: i16,
-    correlation_id: i32,
-    records: usize,
-) -> BytesMut {
     let known = newer::known(api, version);
-    // Besides records there is little: some ten bytes of each partition.
-    let mut out = BytesMut::with_capacity(256 + records + records / 64);
-    out.extend_from_slice(&[0; 4]);
-    ResponseHeader::default()
-        .with_correlation_id(correlation_id)
-        .encode(&mut out, R::header_version(known))
-        .expect("a response header has no field that a version lacks");
-    let header_len = out.len();
-    response
-        .encode(&mut out, known)
-        .unwrap_or_else(|e| panic!("a handler built a response that version {version} cannot carry: {e}"));
+    let mut out = BytesMut::with_capacity(256);
+    let header_len = write(&mut out, response, known, correlation_id);
     if known != version {
         let body = newer::response(api, version, &out[header_len..]);
         out.truncate(header_len);
@@ -145,4 +120,42 @@ pub fn encode_large<R: Encodable + HeaderVersion>(
     let length = (out.len() - 4) as i32;
     out[..4].copy_from_slice(&length.to_be_bytes());
     out
+}
+
+/// As [`encode`], in pieces: `large` are bytes that the response holds, in its order, and that are not copied. For APIs that the
+/// protocol crate knows in all versions served.
+///
+/// # Panics
+/// As [`encode`].
+#[must_use]
+pub fn encode_pieces<R: Encodable + HeaderVersion>(
+    response: &R,
+    version: i16,
+    correlation_id: i32,
+    large: &[Bytes],
+) -> Vec<Bytes> {
+    let mut out = Gather::new(large);
+    write(&mut out, response, version, correlation_id);
+    let length = (out.len() - 4) as i32;
+    out.first_mut()[..4].copy_from_slice(&length.to_be_bytes());
+    out.pieces()
+}
+
+/// Room for the length, header and body; the bytes before the body.
+fn write<R: Encodable + HeaderVersion>(
+    out: &mut impl ByteBufMut,
+    response: &R,
+    version: i16,
+    correlation_id: i32,
+) -> usize {
+    out.put_slice(&[0; 4]);
+    ResponseHeader::default()
+        .with_correlation_id(correlation_id)
+        .encode(out, R::header_version(version))
+        .expect("a response header has no field that a version lacks");
+    let header_len = out.offset();
+    response
+        .encode(out, version)
+        .unwrap_or_else(|e| panic!("a handler built a response that version {version} cannot carry: {e}"));
+    header_len
 }

@@ -4,6 +4,7 @@
 pub mod codec;
 pub mod compression;
 pub mod frame;
+pub mod gather;
 pub mod newer;
 pub mod shape;
 pub mod versions;

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use kafka_protocol::{
     ResponseError,
     messages::{
@@ -21,11 +21,12 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use millrace_net::kafka::codec;
+use millrace_net::kafka::{codec, gather::PIECE_MIN};
 use uuid::Uuid;
 
 use crate::{
     kafka::{
+        dispatch::Reply,
         errors::Failure,
         local::{self, Cancel, Given, Read},
         sessions::{SessionError, SessionPartition, Wanted},
@@ -51,9 +52,20 @@ struct Asked {
 /// What each partition gave, in the order of the request.
 type Outcomes = Vec<Result<Given, Failure>>;
 
-/// Handles a request; returns the encoded response.
-pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request: FetchRequest) -> BytesMut {
-    let encode = |response: FetchResponse| codec::encode(ApiKey::Fetch, &response, version, correlation_id);
+/// Handles a request; returns the encoded response. Records that are many are not copied into it.
+pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request: FetchRequest) -> Reply {
+    let encode = |response: &FetchResponse| {
+        let records = response.responses.iter().flat_map(|t| &t.partitions);
+        let large: Vec<Bytes> = records
+            .filter_map(|p| p.records.clone())
+            .filter(|r| r.len() >= PIECE_MIN)
+            .collect();
+        if large.is_empty() {
+            Reply::Bytes(codec::encode(ApiKey::Fetch, response, version, correlation_id))
+        } else {
+            Reply::Pieces(codec::encode_pieces(response, version, correlation_id, &large))
+        }
+    };
     let by_id = version >= 13;
     let by_rack = !node.shared.settings.get("replica.selector.class").is_empty();
     let asked = Asked {
@@ -94,7 +106,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
                     SessionError::NotFound => ResponseError::FetchSessionIdNotFound,
                     SessionError::InvalidEpoch => ResponseError::InvalidFetchSessionEpoch,
                 };
-                return encode(FetchResponse::default().with_error_code(code.code()));
+                return encode(&FetchResponse::default().with_error_code(code.code()));
             }
         }
     } else {
@@ -127,9 +139,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         wait_for_more(node, &partitions, &asked, min_bytes, wait).await;
         outcomes = read_all(node, &partitions, &asked, max_bytes).await;
     }
-    let records = outcomes.iter().flatten().map(|g| g.bytes.len()).sum();
-    let response = respond(node, session_id, incremental, by_id, &partitions, outcomes);
-    codec::encode_large(ApiKey::Fetch, &response, version, correlation_id, records)
+    encode(&respond(node, session_id, incremental, by_id, &partitions, outcomes))
 }
 
 fn wanted(request: &FetchRequest) -> Vec<(SessionPartition, Wanted)> {
@@ -347,7 +357,7 @@ fn respond(
                 data.high_watermark = given.high_watermark;
                 data.last_stable_offset = given.high_watermark;
                 data.log_start_offset = given.log_start;
-                data.records = Some(Bytes::from(given.bytes));
+                data.records = Some(given.bytes);
                 if let Some((epoch, end)) = given.diverging {
                     data.diverging_epoch = EpochEndOffset::default().with_epoch(epoch).with_end_offset(end);
                 }
