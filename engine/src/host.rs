@@ -24,8 +24,8 @@ pub trait HostFile: 'static {
 
     /// Writes all of `buf` at `position`.
     fn write_at(&self, buf: Self::Buf, position: u64) -> impl Future<Output = io::Result<()>>;
-    /// Writes all of `buf` at `position` and waits until it is durable. Only for blocks written before:
-    /// then one flagged write does what write and flush would do in two operations.
+    /// Writes all of `buf` at `position` and waits until it is durable. Only for blocks written before, in a file opened as
+    /// [`OpenMode::Durable`]: then one write does what write and flush would do in two operations.
     fn write_durable_at(&self, buf: Self::Buf, position: u64) -> impl Future<Output = io::Result<()>>;
     /// Reads up to `len` bytes behind what `memory` holds; fewer only at the end of the file. It is memory that [`aligned`] gave, with
     /// room for them, and holds whole blocks.
@@ -68,6 +68,8 @@ pub enum OpenMode {
     Existing,
     /// Made if it is not there; never cut.
     Create,
+    /// The same, for durable writes beside others.
+    Durable,
 }
 
 /// Files, clock and tasks of a shard.

@@ -23,6 +23,9 @@ use bytes::BytesMut;
 use super::uring::Uring;
 use crate::host::{Host, HostFile, OpenMode};
 
+/// Linux's flag on all architectures that glommio runs on. rustix's `OFlags::DSYNC` is O_SYNC, which writes the inode's times, too.
+const O_DSYNC: i32 = 0o1_0000;
+
 /// A DMA buffer; not cleared when it is handed out.
 pub struct DmaBuf(DmaBuffer);
 
@@ -42,6 +45,9 @@ impl DerefMut for DmaBuf {
 /// A file opened with `O_DIRECT`.
 pub struct GlommioFile {
     file: DmaFile,
+    /// The same file with O_DSYNC: glommio has no flags for a single write, and its fdatasync goes through a worker thread that shares the
+    /// shard's core (kernel-notes.md).
+    durable: Option<DmaFile>,
     uring: Rc<Uring>,
 }
 
@@ -50,22 +56,25 @@ fn flat(error: GlommioError<()>) -> io::Error {
     kind.unwrap_or_else(|| io::Error::from(error))
 }
 
+async fn write(file: &DmaFile, buf: DmaBuf, position: u64) -> io::Result<()> {
+    let len = buf.len();
+    let written = file.write_at(buf.0, position).await.map_err(flat)?;
+    // A direct write stops short only where the device has no room left.
+    (written == len).then_some(()).ok_or(io::ErrorKind::StorageFull.into())
+}
+
 impl HostFile for GlommioFile {
     type Buf = DmaBuf;
 
     async fn write_at(&self, buf: DmaBuf, position: u64) -> io::Result<()> {
-        let len = buf.len();
-        let written = self.file.write_at(buf.0, position).await.map_err(flat)?;
-        if written == len {
-            Ok(())
-        } else {
-            // A direct write stops short only where the device has no room left.
-            Err(io::ErrorKind::StorageFull.into())
-        }
+        write(&self.file, buf, position).await
     }
 
     async fn write_durable_at(&self, buf: DmaBuf, position: u64) -> io::Result<()> {
-        self.uring.write_durable(self.file.as_raw_fd(), buf.0, position).await
+        let Some(file) = &self.durable else {
+            unreachable!("only files opened for it are written so");
+        };
+        write(file, buf, position).await
     }
 
     async fn read_behind(&self, memory: BytesMut, position: u64, len: usize) -> io::Result<BytesMut> {
@@ -201,12 +210,20 @@ impl Host for GlommioHost {
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<GlommioFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        if mode == OpenMode::Create {
+        if mode != OpenMode::Existing {
             options.create(true);
         }
         let file = options.dma_open(path).await.map_err(flat)?;
+        let durable = match mode {
+            OpenMode::Existing | OpenMode::Create => None,
+            OpenMode::Durable => {
+                options.custom_flags(O_DSYNC);
+                Some(options.dma_open(path).await.map_err(flat)?)
+            }
+        };
         Ok(GlommioFile {
             file,
+            durable,
             uring: Rc::clone(&self.uring),
         })
     }

@@ -463,6 +463,7 @@ fn kept(rng: &mut SimRng, len: usize) -> usize {
 pub struct SimFile {
     host: SimHost,
     inode: u64,
+    mode: OpenMode,
 }
 
 /// Plain memory.
@@ -514,8 +515,9 @@ impl HostFile for SimFile {
         Ok(())
     }
 
-    /// Nothing else becomes durable by it: a device that takes RWF_DSYNC for a write through its cache flushes no other write.
+    /// Nothing else becomes durable by it: a device that takes O_DSYNC for a write through its cache flushes no other write.
     async fn write_durable_at(&self, buf: SimBuf, position: u64) -> io::Result<()> {
+        assert_eq!(self.mode, OpenMode::Durable, "the file was opened for it");
         let number = self.carry_out(&buf, position).await?;
         let mut s = self.host.0.borrow_mut();
         if count_down(&mut s.fail_flush) {
@@ -656,7 +658,7 @@ impl Host for SimHost {
             (Some(inode), _) => inode,
             (None, _) if self.0.borrow().dirs.contains(path) => return Err(io::ErrorKind::IsADirectory.into()),
             (None, OpenMode::Existing) => return Err(io::ErrorKind::NotFound.into()),
-            (None, OpenMode::Create) => {
+            (None, OpenMode::Create | OpenMode::Durable) => {
                 self.change().await;
                 let mut s = self.0.borrow_mut();
                 let inode = s.next_inode;
@@ -669,6 +671,7 @@ impl Host for SimHost {
         Ok(SimFile {
             host: self.clone(),
             inode,
+            mode,
         })
     }
 

@@ -1,9 +1,7 @@
-//! A small io_uring of our own on the shard's thread, for what glommio's cannot do: write and flush as one operation
-//! (RWF_DSYNC), and read into memory that is kept.
+//! Reads into memory that is kept, through a small io_uring of our own on the shard's thread.
 //!
-//! glommio has no per-write flags, and its fdatasync goes through an io-wq worker that shares the shard's core
-//! (kernel-notes.md); what it reads stands in memory that it wants back, from where it had to be copied. The ring's completions signal an
-//! eventfd, which glommio reads like any file, so that the executor sleeps and wakes as usual.
+//! What glommio reads stands in memory that it wants back, from where it had to be copied (kernel-notes.md). The ring's completions
+//! signal an eventfd, which glommio reads like any file, so that the executor sleeps and wakes as usual.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,29 +11,21 @@ use std::{
     rc::Rc,
 };
 
-use ::glommio::io::{BufferedFile, DmaBuffer};
+use ::glommio::io::BufferedFile;
 use bytes::BytesMut;
 use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::sync::{Budget, WaitList};
+use crate::sync::{Budget, Permit, WaitList};
 
-const RWF_DSYNC: i32 = 2;
-/// Operations of the ring, half as many as it holds completions of; the journal has few in flight.
-const ENTRIES: u32 = 128;
-/// Reads in flight; more wait.
-const READS_MAX: u64 = 64;
-
-/// Memory that the kernel uses.
-enum Memory {
-    #[expect(dead_code, reason = "it is only kept")]
-    Written(DmaBuffer),
-    Read(BytesMut),
-}
+/// Reads in flight, and the ring's entries; more wait.
+const READS_MAX: u32 = 64;
 
 struct InFlight {
-    memory: Memory,
+    /// Memory that the kernel uses.
+    memory: BytesMut,
     /// Somebody waits for it.
     wanted: bool,
+    _turn: Permit,
 }
 
 /// The ring of one shard.
@@ -44,7 +34,7 @@ pub struct Uring {
     signal: BufferedFile,
     next_id: Cell<u64>,
     in_flight: RefCell<HashMap<u64, InFlight>>,
-    finished: RefCell<HashMap<u64, (i32, Memory)>>,
+    finished: RefCell<HashMap<u64, (i32, BytesMut)>>,
     reads: Rc<Budget>,
     /// Somebody reads the signal, which wakes one.
     signal_is_read: Cell<bool>,
@@ -61,7 +51,7 @@ impl Drop for Reader<'_> {
     }
 }
 
-/// An operation that the kernel has. Its memory stays until the kernel is through with it, even if whoever waits gives up.
+/// A read that the kernel has. Its memory stays until the kernel is through with it, even if whoever waits gives up.
 struct Operation<'a> {
     ring: &'a Uring,
     id: u64,
@@ -78,7 +68,7 @@ impl Drop for Operation<'_> {
 
 impl Operation<'_> {
     /// Waits for its end: what the kernel says, and the memory.
-    async fn end(self) -> io::Result<(usize, Memory)> {
+    async fn end(self) -> io::Result<(usize, BytesMut)> {
         let ring = self.ring;
         loop {
             ring.reap();
@@ -105,7 +95,7 @@ impl Uring {
     /// # Errors
     /// What the system says.
     pub fn new() -> io::Result<Self> {
-        let ring = IoUring::new(ENTRIES)?;
+        let ring = IoUring::new(READS_MAX)?;
         // Blocking, or io_uring would report EAGAIN instead of waiting.
         let signal = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         ring.submitter().register_eventfd(signal.as_raw_fd())?;
@@ -117,41 +107,29 @@ impl Uring {
             next_id: Cell::new(0),
             in_flight: RefCell::default(),
             finished: RefCell::default(),
-            reads: Budget::new(READS_MAX),
+            reads: Budget::new(READS_MAX.into()),
             signal_is_read: Cell::new(false),
             reaped: WaitList::default(),
         })
     }
 
-    /// Gives the kernel an operation on this memory.
-    fn begin(&self, entry: &squeue::Entry, memory: Memory) -> io::Result<Operation<'_>> {
+    /// Gives the kernel a read into this memory.
+    fn begin(&self, entry: &squeue::Entry, memory: BytesMut, turn: Permit) -> io::Result<Operation<'_>> {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let entry = entry.clone().user_data(id);
-        self.in_flight
-            .borrow_mut()
-            .insert(id, InFlight { memory, wanted: true });
+        let in_flight = InFlight {
+            memory,
+            wanted: true,
+            _turn: turn,
+        };
+        self.in_flight.borrow_mut().insert(id, in_flight);
         let operation = Operation { ring: self, id };
         let mut ring = self.ring.borrow_mut();
         // SAFETY: the memory lives in `in_flight` until its completion; the kernel holds the file itself.
         unsafe { ring.submission().push(&entry) }.map_err(|e| io::Error::other(e.to_string()))?;
         ring.submit()?;
         Ok(operation)
-    }
-
-    /// Writes `buffer` at `position` of an open file and waits until it is durable. The kernel has it once this was polled.
-    ///
-    /// # Errors
-    /// The write's error.
-    pub async fn write_durable(&self, file: RawFd, buffer: DmaBuffer, position: u64) -> io::Result<()> {
-        let len = buffer.len();
-        let entry = opcode::Write::new(types::Fd(file), buffer.as_ptr(), len as u32)
-            .offset(position)
-            .rw_flags(RWF_DSYNC)
-            .build();
-        let (written, _) = self.begin(&entry, Memory::Written(buffer))?.end().await?;
-        // A direct write stops short only where the device has no room left.
-        (written == len).then_some(()).ok_or(io::ErrorKind::StorageFull.into())
     }
 
     /// Reads up to `len` bytes at `position` of an open file behind what `memory` holds; fewer only at the file's end.
@@ -165,21 +143,18 @@ impl Uring {
         mut position: u64,
         mut len: usize,
     ) -> io::Result<BytesMut> {
-        let _turn = self.reads.acquire(1).await;
         while len > 0 {
+            let turn = self.reads.acquire(1).await;
             let room = memory.spare_capacity_mut();
             assert!(room.len() >= len, "the caller made room for what it reads");
             let asked = u32::try_from(len).unwrap_or(1 << 30);
             let entry = opcode::Read::new(types::Fd(file), room.as_mut_ptr().cast(), asked)
                 .offset(position)
                 .build();
-            let (read, back) = self.begin(&entry, Memory::Read(memory))?.end().await?;
-            let Memory::Read(mut filled) = back else {
-                unreachable!("an operation gives its own memory back");
-            };
+            let read;
+            (read, memory) = self.begin(&entry, memory, turn)?.end().await?;
             // SAFETY: the kernel has written so many bytes behind the first `len()`, where the caller made room.
-            unsafe { filled.set_len(filled.len() + read.min(len)) };
-            memory = filled;
+            unsafe { memory.set_len(memory.len() + read.min(len)) };
             position += read as u64;
             len -= read.min(len);
             // Short reads within a file end where a page or an extent does.

@@ -178,7 +178,7 @@ impl<H: Host, C> Journal<H, C> {
             let path = path.clone();
             move |e| io_error(operation, path, e)
         };
-        let file = self.host.open(&path, OpenMode::Create).await.map_err(fail("open"))?;
+        let file = self.host.open(&path, OpenMode::Durable).await.map_err(fail("open"))?;
         if file.size().await.map_err(fail("stat"))? != self.config.slot_bytes {
             file.truncate(0).await.map_err(fail("truncate"))?;
             let mut at = 0;
