@@ -7,6 +7,8 @@
 //! can be flipped (bit rot). The run can be cut
 //! at any operation that changes the disk: from there on nothing completes, as if the power were gone.
 
+mod contents;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -20,6 +22,8 @@ use std::{
 };
 
 use bytes::BytesMut;
+
+use contents::{Inode, Submitted};
 
 use crate::{
     host::{Host, HostFile, OpenMode},
@@ -53,61 +57,6 @@ impl SimRng {
     pub fn below(&mut self, n: u64) -> u64 {
         self.next_u64() % n.max(1)
     }
-}
-
-#[derive(Default, Clone)]
-struct Inode {
-    /// What a flush has made durable.
-    durable: Vec<u8>,
-    /// The write of each of its blocks.
-    durable_writes: BTreeMap<u64, u64>,
-    /// What reads see.
-    current: Vec<u8>,
-    /// Blocks that no flush has covered, and the last write of each.
-    dirty: BTreeMap<u64, u64>,
-}
-
-impl Inode {
-    fn put(&mut self, write: u64, bytes: &[u8], position: u64) {
-        put(&mut self.current, bytes, position);
-        self.dirty.extend(blocks(bytes, position).map(|block| (block, write)));
-    }
-
-    fn put_durably(&mut self, write: u64, bytes: &[u8], position: u64) {
-        for (block, bytes) in blocks(bytes, position).zip(bytes.chunks(BLOCK as usize)) {
-            if self.durable_writes.get(&block).is_none_or(|last| *last < write) {
-                put(&mut self.durable, bytes, block * BLOCK);
-                self.durable_writes.insert(block, write);
-            }
-            if self.dirty.get(&block).is_some_and(|last| *last <= write) {
-                self.dirty.remove(&block);
-            }
-        }
-    }
-
-    /// Makes durable what was there when a flush began. What was written meanwhile is not covered.
-    fn flushed(&mut self, began: &Self) {
-        for (block, write) in &began.dirty {
-            let start = (block * BLOCK) as usize;
-            let end = (start + BLOCK as usize).min(began.current.len());
-            if start < end {
-                self.put_durably(*write, &began.current[start..end], start as u64);
-            }
-        }
-    }
-
-    /// As Linux does after a failed flush: the pages are clean, the data is gone.
-    fn lost(&mut self) {
-        self.dirty.clear();
-        self.current = self.durable.clone();
-    }
-}
-
-/// A write that the disk has been given and is not through with.
-struct Submitted {
-    inode: u64,
-    position: u64,
-    bytes: Vec<u8>,
 }
 
 /// What the next operations do instead of succeeding.
@@ -263,39 +212,8 @@ impl SimHost {
             ids.sort_unstable();
             ids.dedup();
             for id in ids {
-                let mut bytes = old.inodes[&id].durable.clone();
-                for write in old.submitted.values().filter(|w| w.inode == id) {
-                    for (n, block) in write.bytes.chunks(BLOCK as usize).enumerate() {
-                        let start = write.position as usize + n * BLOCK as usize;
-                        let keep = kept(rng, block.len());
-                        if keep > 0 {
-                            bytes.resize(bytes.len().max(start + block.len()), 0);
-                            bytes[start..start + keep].copy_from_slice(&block[..keep]);
-                        }
-                    }
-                }
-                for block in old.inodes[&id].dirty.keys() {
-                    let start = (block * BLOCK) as usize;
-                    let end = (start + BLOCK as usize).min(old.inodes[&id].current.len());
-                    if start >= end {
-                        continue;
-                    }
-                    let keep = kept(rng, end - start);
-                    if keep > 0 {
-                        if bytes.len() < end {
-                            bytes.resize(end, 0);
-                        }
-                        bytes[start..start + keep].copy_from_slice(&old.inodes[&id].current[start..start + keep]);
-                    }
-                }
-                new.inodes.insert(
-                    id,
-                    Inode {
-                        current: bytes.clone(),
-                        durable: bytes,
-                        ..Inode::default()
-                    },
-                );
+                let submitted = old.submitted.values().filter(|w| w.inode == id);
+                new.inodes.insert(id, old.inodes[&id].after_power_cut(submitted, rng));
             }
             new.durable_names = names.clone();
             new.names = names;
@@ -447,15 +365,6 @@ impl SimHost {
         if matches!(self.gate(), Gate::Cut) {
             pending::<()>().await;
         }
-    }
-}
-
-/// How much of a block a cut leaves.
-fn kept(rng: &mut SimRng, len: usize) -> usize {
-    match rng.below(4) {
-        0 => 0,
-        1 => (rng.below(8) as usize * 512).min(len),
-        _ => len,
     }
 }
 
@@ -629,16 +538,6 @@ impl SimFile {
         }
         Ok(number)
     }
-}
-
-fn put(bytes: &mut Vec<u8>, buf: &[u8], position: u64) {
-    let at = position as usize;
-    bytes.resize(bytes.len().max(at + buf.len()), 0);
-    bytes[at..at + buf.len()].copy_from_slice(buf);
-}
-
-fn blocks(buf: &[u8], position: u64) -> std::ops::Range<u64> {
-    position / BLOCK..(position + buf.len() as u64).div_ceil(BLOCK)
 }
 
 impl Host for SimHost {
