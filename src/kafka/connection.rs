@@ -38,12 +38,8 @@ pub struct Peer {
     pub has_only_come: bool,
 }
 
-/// An answer's place in the order.
-#[derive(Default)]
-struct Place {
-    done: Cell<bool>,
-    reply: Cell<Option<Reply>>,
-}
+/// An answer's place in the order; empty until it is there.
+type Place = RefCell<Option<Reply>>;
 
 #[derive(Default)]
 struct Answers {
@@ -66,8 +62,7 @@ impl Answers {
         if matches!(reply, Reply::Close) {
             self.closed.set(true);
         }
-        place.reply.set(Some(reply));
-        place.done.set(true);
+        place.replace(Some(reply));
         self.changed.wake_all();
     }
 
@@ -75,9 +70,11 @@ impl Answers {
     fn gather(&self) -> Option<Gathered> {
         let mut gathered = Gathered::default();
         let mut places = self.places.borrow_mut();
-        while gathered.len() < WRITE_BYTES && places.front().is_some_and(|p| p.done.get()) {
-            let reply = places.pop_front().and_then(|p| p.reply.take());
-            reply.into_iter().for_each(|reply| gathered.add(reply));
+        while gathered.len() < WRITE_BYTES
+            && let Some(reply) = places.front().and_then(|place| place.take())
+        {
+            gathered.add(reply);
+            places.pop_front();
         }
         (gathered.len() > 0).then_some(gathered)
     }

@@ -110,7 +110,7 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
 #[must_use]
 pub fn encode<R: Encodable + HeaderVersion>(api: ApiKey, response: &R, version: i16, correlation_id: i32) -> BytesMut {
     let known = newer::known(api, version);
-    let mut out = BytesMut::with_capacity(256);
+    let mut out = BytesMut::with_capacity(room(response, known));
     let header_len = write(&mut out, response, known, correlation_id);
     if known != version {
         let body = newer::response(api, version, &out[header_len..]);
@@ -134,14 +134,20 @@ pub fn encode_pieces<R: Encodable + HeaderVersion>(
     correlation_id: i32,
     large: &[Bytes],
 ) -> Vec<Bytes> {
-    let mut out = Gather::new(large);
+    let large_len: usize = large.iter().map(Bytes::len).sum();
+    let mut out = Gather::new(large, room(response, version).saturating_sub(large_len));
     write(&mut out, response, version, correlation_id);
     let length = (out.len() - 4) as i32;
     out.first_mut()[..4].copy_from_slice(&length.to_be_bytes());
     out.pieces()
 }
 
-/// Room for the length, header and body; the bytes before the body.
+/// What a response takes with length and header, or a little more: to grow step by step would copy a long one several times.
+fn room<R: Encodable>(response: &R, version: i16) -> usize {
+    16 + response.compute_size(version).unwrap_or(0)
+}
+
+/// A place for the length, header and body; the bytes before the body.
 fn write<R: Encodable + HeaderVersion>(
     out: &mut impl ByteBufMut,
     response: &R,

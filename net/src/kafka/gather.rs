@@ -18,10 +18,11 @@ pub(super) struct Gather<'a> {
 }
 
 impl<'a> Gather<'a> {
-    /// `large` is known by its address when it is written; what does not come in this order is copied.
-    pub(super) fn new(large: &'a [Bytes]) -> Self {
+    /// `large` is known by its address when it is written; what does not come in this order is copied. Of that there are about `copied`
+    /// bytes.
+    pub(super) fn new(large: &'a [Bytes], copied: usize) -> Self {
         Self {
-            copied: BytesMut::with_capacity(256 + 128 * large.len()),
+            copied: BytesMut::with_capacity(copied),
             large,
             places: Vec::with_capacity(large.len()),
         }

@@ -102,6 +102,10 @@ struct State {
 }
 
 impl State {
+    fn used(&self) -> u64 {
+        self.inodes.values().map(|i| i.current.len() as u64).sum()
+    }
+
     /// Makes the names in a folder durable that were there when a sync began.
     fn names_synced(&mut self, folder: &Path, number: u64, names: &BTreeMap<PathBuf, u64>) {
         let last = self.synced.entry(folder.to_owned()).or_default();
@@ -184,19 +188,27 @@ impl SimHost {
     /// Bytes all files take.
     #[must_use]
     pub fn used(&self) -> u64 {
-        self.0.borrow().inodes.values().map(|i| i.current.len() as u64).sum()
+        self.0.borrow().used()
     }
 
-    /// The disk as a machine finds it after the power was cut: unflushed blocks there, absent or torn.
-    #[must_use]
-    pub fn after_power_cut(&self, rng: &mut SimRng) -> Self {
-        let old = self.0.borrow();
-        let host = Self::new();
+    /// An empty disk for the next process, a moment later.
+    fn restarted(&self) -> Self {
+        let (old, host) = (self.0.borrow(), Self::new());
         {
             let mut new = host.0.borrow_mut();
             new.now_ms = old.now_ms + 1;
             new.next_inode = old.next_inode;
             new.dirs = old.dirs.clone();
+        }
+        host
+    }
+
+    /// The disk as a machine finds it after the power was cut: unflushed blocks there, absent or torn.
+    #[must_use]
+    pub fn after_power_cut(&self, rng: &mut SimRng) -> Self {
+        let (old, host) = (self.0.borrow(), self.restarted());
+        {
+            let mut new = host.0.borrow_mut();
             let mut names = old.durable_names.clone();
             for (path, inode) in &old.names {
                 if names.get(path) != Some(inode) && rng.below(2) == 0 {
@@ -224,13 +236,9 @@ impl SimHost {
     /// The disk as it is, with the process gone but the power on (SIGKILL).
     #[must_use]
     pub fn after_kill(&self) -> Self {
-        let old = self.0.borrow();
-        let host = Self::new();
+        let (old, host) = (self.0.borrow(), self.restarted());
         {
             let mut new = host.0.borrow_mut();
-            new.now_ms = old.now_ms + 1;
-            new.next_inode = old.next_inode;
-            new.dirs = old.dirs.clone();
             new.names = old.names.clone();
             new.durable_names = old.durable_names.clone();
             new.inodes = old.inodes.clone();
@@ -475,8 +483,7 @@ impl HostFile for SimFile {
     async fn make_room(&self, len: u64) -> io::Result<()> {
         self.host.change().await;
         let mut s = self.host.0.borrow_mut();
-        let used: u64 = s.inodes.values().map(|i| i.current.len() as u64).sum();
-        let room = s.capacity - used.min(s.capacity);
+        let room = s.capacity.saturating_sub(s.used());
         let inode = s.inodes.get_mut(&self.inode).expect("open files have an inode");
         if len.saturating_sub(inode.current.len() as u64) > room {
             return Err(enospc());
@@ -525,7 +532,6 @@ impl SimFile {
         assert_eq!(buf.len() as u64 % BLOCK, 0, "direct writes are whole blocks");
         let number = self.submit(buf, position);
         self.host.change().await;
-        let used = self.host.used();
         let mut s = self.host.0.borrow_mut();
         s.submitted.remove(&number);
         if count_down(&mut s.fail_write) {
@@ -533,7 +539,7 @@ impl SimFile {
         }
         let end = position + buf.len() as u64;
         let grown = end.saturating_sub(s.inodes[&self.inode].current.len() as u64);
-        if used + grown > s.capacity {
+        if s.used() + grown > s.capacity {
             return Err(enospc());
         }
         Ok(number)
@@ -673,8 +679,8 @@ impl Host for SimHost {
     }
 
     fn free_space(&self, _path: &Path) -> io::Result<u64> {
-        let used = self.used();
-        Ok(self.0.borrow().capacity.saturating_sub(used))
+        let s = self.0.borrow();
+        Ok(s.capacity.saturating_sub(s.used()))
     }
 
     fn now_ms(&self) -> i64 {
