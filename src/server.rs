@@ -43,6 +43,7 @@ use crate::{
         credentials::CredentialsError,
         ports::{self, Ports, PortsError},
     },
+    replication,
     router::{Job, Router},
 };
 
@@ -360,6 +361,7 @@ async fn first_shard(
     spawn_commits(&engine);
     let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
     let node = new_node(&context, 0, engine, host.clone(), mailbox, incarnation);
+    replication::agreed::load(&node).await?;
     let to_join = Joining {
         ports: &context.ports,
         credentials: context.credentials.as_deref(),
@@ -435,6 +437,7 @@ async fn other_shard(
     let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
     spawn_commits(&engine);
     let node = new_node(&context, shard, engine, host, mailbox, init.incarnation);
+    replication::agreed::load(&node).await?;
     ports::open(&node, &context.ports, context.credentials.as_deref())?;
     node.install(init.view, init.partitions.into_iter().map(|s| (s.key, s)).collect());
     ready.send_async(shard).await.map_err(|_| ServeError::Other)?;
@@ -464,6 +467,7 @@ async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
         // The peers need not find out by themselves; those that are gone are not waited for.
         futures_lite::future::or(endpoint.close(), node.host.sleep(FAREWELL)).await;
     }
+    replication::agreed::note(node).await;
     node.engine.close().await?;
     let coordinator = node.coordinator.borrow().clone();
     if let Some(reason) = coordinator.and_then(|c| c.controller.quorum.failed()) {

@@ -37,6 +37,7 @@ fn planted_mistakes_are_found() {
         Bug::GapsAfterHandover,
         Bug::GapsAfterRefusal,
         Bug::ObeysLateOrders,
+        Bug::RecallsTooMuch,
     ] {
         let found = (1..=2_000).find_map(|seed| run(seed, bug).err().map(|violation| (seed, violation)));
         let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));

@@ -139,6 +139,20 @@ pub async fn store_archive<H: Host>(
     header: FileHeader,
     archive: &[u8],
 ) -> Result<(), StorageError> {
+    let file = write_archive(host, path, header, archive).await?;
+    file.flush().await.map_err(StorageError::io("flush", path))
+}
+
+/// The same without a flush.
+///
+/// # Errors
+/// Any failure of the disk.
+pub async fn write_archive<H: Host>(
+    host: &H,
+    path: &Path,
+    header: FileHeader,
+    archive: &[u8],
+) -> Result<H::File, StorageError> {
     let file = host
         .open(path, OpenMode::Create)
         .await
@@ -153,7 +167,7 @@ pub async fn store_archive<H: Host>(
     buf[at + 16..at + 16 + archive.len()].copy_from_slice(archive);
     file.write_at(buf, 0).await.map_err(StorageError::io("write", path))?;
     file.truncate(len).await.map_err(StorageError::io("truncate", path))?;
-    file.flush().await.map_err(StorageError::io("flush", path))
+    Ok(file)
 }
 
 /// Reads what [`store_archive`] wrote; `None` if the file is not there.

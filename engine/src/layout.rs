@@ -1,7 +1,7 @@
 //! What every file of ours begins with, and the sizes that all formats share.
 //!
 //! ```text
-//! FileHeader, one block (4,096 bytes) at position 0 of journals, segments, indexes and checkpoints
+//! FileHeader, one block (4,096 bytes) at position 0 of every file
 //! ┌────────┬────────┬──────────┬─────────┬──────────────┬────────┬───────┬──────────────┐
 //! │ magic  │ version│ kind     │ incompat│ identity     │ number │ crc   │ reserved     │
 //! │ 8 B    │ u16    │ u16      │ u32     │ 16 + 4 B     │ i64    │ u32   │ zeros …      │
@@ -34,6 +34,12 @@ pub fn checkpoint_dir(data: &Path) -> PathBuf {
     data.join("checkpoint")
 }
 
+/// Folder of the notes of what replicas agreed on.
+#[must_use]
+pub fn agreed_dir(data: &Path) -> PathBuf {
+    data.join("agreed")
+}
+
 /// Folder of the partitions.
 #[must_use]
 pub fn logs_dir(data: &Path) -> PathBuf {
@@ -64,6 +70,8 @@ pub enum FileKind {
     Index = 3,
     /// Where recovery starts.
     Checkpoint = 4,
+    /// What the replicas of partitions had agreed on.
+    Agreed = 5,
 }
 
 /// The block at position 0.
@@ -73,7 +81,7 @@ pub struct FileHeader {
     pub kind: FileKind,
     /// Topic id (segment, index) or nil.
     pub topic: Uuid,
-    /// Partition (segment, index) or shard (journal, checkpoint).
+    /// Partition (segment, index) or shard (journal, checkpoint, agreed).
     pub number: u32,
     /// Base offset (segment, index), ring slot (journal), incarnation (checkpoint).
     pub base: i64,

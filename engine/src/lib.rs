@@ -8,6 +8,7 @@
 //! Reading order: [`layout`] and [`batch`] (what is on disk) → [`journal`] (how an append becomes durable) →
 //! [`log`] (one partition) → [`shard`] (all of them, with the write path and the read path) → [`recovery`].
 
+pub mod agreed;
 pub mod arena;
 pub mod batch;
 pub mod cache;

@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 
 use millrace_engine::{
     PartitionKey,
+    agreed::{self, Agreed},
     batch::{BatchHeader, PayloadFormat, RecordKind},
     checkpoint,
     disk::sim::SimHost,
@@ -234,6 +235,24 @@ fn checkpoint_1() {
         log.producers.check(&header(7)).ok(),
         state.producers.check(&header(7)).ok()
     );
+}
+
+#[test]
+fn agreed_1() {
+    let (state, _) = log();
+    let dir = Path::new("/data/agreed");
+    let path = dir.join("0002.agreed");
+    let note = Agreed::of(70, &state.epochs).expect("there are records below");
+    let host = SimHost::new();
+    host.run(async { agreed::store(&host, dir, 2, &[(KEY, note)].into_iter().collect()).await })
+        .expect("nothing cuts the run")
+        .expect("a disk without faults");
+    let stored = golden("agreed-1", &host.contents(&path));
+
+    let host = on_a_new_disk(&path, &stored);
+    let read = (host.run(agreed::load(&host, dir)).expect("ends")).expect("it is read");
+    assert_eq!(read[&KEY].recall(&state.epochs, 80), Some(70));
+    assert_eq!(read.len(), 1);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use millrace_cluster::metadata::Address;
+use millrace_engine::host::Host;
 use millrace_net::quic::{self, Credentials, Endpoint, LinkError};
 use thiserror::Error;
 
@@ -101,5 +102,6 @@ pub fn open(node: &Rc<Node>, ports: &Ports, credentials: Option<&Credentials>) -
     *node.peer_endpoint.borrow_mut() = Some(Rc::clone(&endpoint));
     glommio::spawn_local(serve::run(Rc::clone(node), endpoint)).detach();
     glommio::spawn_local(replication::leading::run(Rc::clone(node))).detach();
+    node.host.spawn(replication::agreed::run(Rc::clone(node)));
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Replication on one shard: the role of each of its partitions, [`leading`] sends to followers, [`following`] takes what
-//! leaders send, [`link`] is the way there. The decisions are in `millrace_cluster::replica`; here they are carried out.
+//! leaders send, [`link`] is the way there, [`agreed`] keeps high watermarks over a restart. The decisions are in
+//! `millrace_cluster::replica`; here they are carried out.
 
+pub mod agreed;
 pub mod following;
 pub mod leading;
 mod link;
@@ -29,6 +31,7 @@ use millrace_engine::{
 };
 
 use self::{
+    agreed::Notes,
     link::{Destination, Link},
     throttle::Throttle,
 };
@@ -82,6 +85,7 @@ pub struct Replication {
     slots: RefCell<PartitionMap<Rc<Slot>>>,
     links: RefCell<HashMap<Destination, Rc<Link>>>,
     throttle: Throttle,
+    notes: Notes,
     /// Copies that were begun anew, and when.
     begun_anew: RefCell<PartitionMap<Instant>>,
     /// Some ISR may have to change.

@@ -91,6 +91,31 @@ def test_replicas_that_are_enough_alone_take_over_and_the_last_one_standing_too(
     assert last() == 300
 
 
+def test_what_was_acknowledged_is_read_from_the_one_replica_that_is_back(make_cluster):
+    """Both replicas die, and one returns: fewer than min.insync.replicas, but what it knew to be agreed on is there to be read."""
+    cluster = make_cluster()
+    cluster.create("t", 1, replicas=2)
+    leader, follower = (cluster.node(n) for n in cluster.partitions("t")[0].replicas)
+    producer = Producer({"bootstrap.servers": cluster.bootstrap, "acks": "all"})
+    for i in range(100):
+        producer.produce("t", str(i).encode())
+    assert producer.flush(10) == 0
+    # It is noted every five seconds.
+    time.sleep(7)
+    follower.kill()
+    cluster.wait("it is out", lambda: len(cluster.partitions("t")[0].isrs) == 1)
+    leader.kill()
+    leader.launch().wait_ready()
+    cluster.wait("it leads again", lambda: cluster.partitions("t")[0].leader == leader.number)
+    reader = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "r"})
+    reader.assign([TopicPartition("t", 0, 0)])
+    found, until = [], time.monotonic() + 20
+    while len(found) < 100 and time.monotonic() < until:
+        found += [m.value() for m in reader.consume(100, 0.2) if not m.error()]
+    reader.close()
+    assert found == [str(i).encode() for i in range(100)], cluster.logs()
+
+
 @pytest.mark.skipif(not LIB, reason="Kafka's tools are not installed")
 def test_a_leader_whose_log_is_damaged_is_followed_by_another(make_cluster):
     cluster = make_cluster()

@@ -75,6 +75,7 @@ impl World {
         self.crash(node);
         let n = &mut self.nodes[node];
         lose_log(n);
+        n.noted = None;
         n.emptied = true;
         n.directory += 1;
         self.tell(|_| format!("node {node} loses its disk"));

@@ -112,7 +112,7 @@ impl World {
                 // What was appended as a follower is made durable first.
                 n.durable = n.log.len();
                 n.appends.clear();
-                let mut leader = Leader::new(me, image.leader_epoch, n.log_end(), n.high_watermark, LAG_MS);
+                let mut leader = Leader::new(me, image.leader_epoch, n.log_end(), n.recall(), LAG_MS);
                 leader.local(n.log_end(), n.durable as Offset);
                 leader.committed(&image, min_insync, now);
                 n.role = Role::Leads(leader);

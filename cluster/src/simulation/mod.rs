@@ -69,6 +69,8 @@ pub enum Bug {
     GapsAfterRefusal,
     /// A follower cuts its log for whatever order comes, as late as it may come.
     ObeysLateOrders,
+    /// A node that comes back takes all that it held for agreed on.
+    RecallsTooMuch,
 }
 
 /// What a history came to.
@@ -283,6 +285,7 @@ impl World {
                 self.learn(node)?;
                 self.flush(node);
                 self.tick(node);
+                self.note(node);
             }
         }
         self.deliver()?;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use millrace_engine::{
     LeaderEpoch, Offset,
+    agreed::Agreed,
     log::{EpochCache, ProducerStates},
 };
 
@@ -55,6 +56,8 @@ pub(super) struct Node {
     pub handover: Handover,
     pub durable: usize,
     pub high_watermark: Offset,
+    /// The high watermark as it was noted last; stays over a crash.
+    pub noted: Option<Agreed>,
     /// Below this its log was compared with what others showed.
     pub checked: Offset,
     pub epoch: LeaderEpoch,
@@ -85,6 +88,18 @@ impl Node {
         self.news.clear();
         self.appends.clear();
         self.coordinating = None;
+    }
+
+    /// Notes what was agreed on below `high_watermark`.
+    pub fn note(&mut self, high_watermark: Offset) {
+        let now = Agreed::of(high_watermark, &self.epochs);
+        self.noted = Agreed::or_before(now, self.noted, &self.epochs, self.log_end());
+    }
+
+    /// What was agreed on, as far as it knows or noted it.
+    pub fn recall(&self) -> Offset {
+        let noted = self.noted.and_then(|n| n.recall(&self.epochs, self.log_end()));
+        self.high_watermark.max(noted.unwrap_or(0))
     }
 
     pub fn append(&mut self, entry: Entry) {

@@ -36,6 +36,18 @@ impl World {
         self.answer_appends(node);
     }
 
+    /// A node notes the high watermark now and then.
+    pub(super) fn note(&mut self, node: usize) {
+        if !self.rng.chance(40) {
+            return;
+        }
+        let n = &mut self.nodes[node];
+        n.note(match self.bug {
+            Bug::RecallsTooMuch => n.durable as Offset,
+            _ => n.high_watermark,
+        });
+    }
+
     /// Answers the appends that are durable by now.
     pub(super) fn answer_appends(&mut self, node: usize) {
         let bug = self.bug;
