@@ -39,11 +39,13 @@ impl Agreed {
         })
     }
 
-    /// The offset below which a log that ends at `log_end` holds what was agreed on; `None` if it is another log by now.
+    /// The offset below which a log that ends at `log_end` holds what was agreed on; `None` if that cannot be said: it is another
+    /// log by now.
     #[must_use]
     pub fn recall(&self, epochs: &EpochCache, log_end: Offset) -> Option<Offset> {
-        let same = (1..=log_end).contains(&self.offset) && epochs.epoch_of(self.offset - 1) == Some(self.epoch);
-        same.then_some(self.offset)
+        // A crash may have taken its end, where it was not flushed.
+        let end = self.offset.min(log_end);
+        (epochs.epoch_of(end.checked_sub(1)?) == Some(self.epoch)).then_some(end)
     }
 
     /// The note to keep of a log of which `before` was noted.
@@ -72,14 +74,13 @@ pub async fn store<H: Host>(
     notes: &PartitionMap<Agreed>,
 ) -> Result<(), StorageError> {
     host.create_dir(dir).await.map_err(StorageError::io("create", dir))?;
-    let mut noted: Vec<Noted> = (notes.iter())
+    let noted: Vec<Noted> = (notes.iter())
         .map(|(key, agreed)| Noted {
             topic: key.topic.into_bytes(),
             partition: key.partition,
             agreed: *agreed,
         })
         .collect();
-    noted.sort_unstable_by_key(|n| (n.topic, n.partition));
     let header = FileHeader {
         kind: FileKind::Agreed,
         topic: Uuid::nil(),
@@ -158,7 +159,12 @@ mod tests {
         let note = Agreed::of(15, &log).expect("there are records below");
         assert_eq!(note.recall(&log, 15), Some(15));
         assert_eq!(note.recall(&epochs(&[(1, 0), (3, 10), (4, 20)]), 30), Some(15));
-        assert_eq!(note.recall(&log, 14), None, "the log is shorter");
+        assert_eq!(note.recall(&log, 12), Some(12), "it has lost its end");
+        assert_eq!(
+            note.recall(&epochs(&[(1, 0)]), 8),
+            None,
+            "it has lost more than can be said"
+        );
         assert_eq!(
             note.recall(&epochs(&[(1, 0), (4, 10)]), 30),
             None,

@@ -9,6 +9,7 @@ use std::{
 use millrace_engine::{
     Offset, PartitionMap, StorageError,
     agreed::{self, Agreed},
+    host::Host,
     layout,
     sync::Budget,
 };
@@ -18,6 +19,9 @@ use crate::node::Node;
 
 /// Time between notes, that of Kafka's `replica.high.watermark.checkpoint.interval.ms`.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// Partitions looked at before others have their turn.
+const TURN: usize = 512;
 
 /// What a shard has noted of its partitions, and found noted by earlier ones.
 pub struct Notes {
@@ -39,13 +43,10 @@ impl Default for Notes {
 }
 
 impl Notes {
-    /// What all replicas in sync of a partition held once, as far as this node noted it; no less than its log start.
-    pub(super) fn recall(&self, slot: &Slot) -> Offset {
-        let noted = self.known.borrow().get(&slot.key).copied();
-        (slot.partition).with_state(|s| {
-            let noted = noted.and_then(|n| n.recall(&s.epochs, s.log_end()));
-            noted.map_or(s.log_start(), |n| n.max(s.log_start()))
-        })
+    /// What all replicas in sync of a partition held once, as far as this node noted it of the log that is there.
+    pub(super) fn recall(&self, slot: &Slot) -> Option<Offset> {
+        let noted = self.known.borrow().get(&slot.key).copied()?;
+        slot.partition.with_state(|s| noted.recall(&s.epochs, s.log_end()))
     }
 }
 
@@ -72,15 +73,15 @@ pub async fn run(node: Rc<Node>) {
 pub async fn note(node: &Node) {
     let notes = &node.replication.notes;
     let _turn = notes.turn.acquire(1).await;
-    let now = gather(node);
+    let (noted, moved) = gather(node).await;
     // Without partitions it may only not know yet which are its own: what was noted stays.
-    if now.is_empty() || *notes.known.borrow() == now {
+    if noted.is_empty() || !moved {
         return;
     }
     let dir = layout::agreed_dir(&node.shared.data_dir);
-    match agreed::store(&node.host, &dir, node.shard as u32, &now).await {
+    match agreed::store(&node.host, &dir, node.shard as u32, &noted).await {
         Ok(()) => {
-            notes.known.replace(now);
+            notes.known.replace(noted);
             notes.failed.set(false);
         }
         Err(error) if !notes.failed.replace(true) => tracing::warn!(
@@ -91,17 +92,26 @@ pub async fn note(node: &Node) {
     }
 }
 
-fn gather(node: &Node) -> PartitionMap<Agreed> {
-    let known = node.replication.notes.known.borrow();
-    let slots = node.replication.slots.borrow();
-    let replicated = (slots.values()).filter(|s| !matches!(*s.role.borrow(), Role::Alone));
-    let noted = replicated.filter_map(|slot| {
-        let before = known.get(&slot.key).copied();
-        let agreed = (slot.partition).with_state(|s| {
+/// What is to be noted, and whether that is anything new.
+async fn gather(node: &Node) -> (PartitionMap<Agreed>, bool) {
+    let known = &node.replication.notes.known;
+    let mut noted = PartitionMap::default();
+    let mut moved = false;
+    for (n, slot) in node.replication.all().into_iter().enumerate() {
+        if n % TURN == TURN - 1 {
+            node.host.yield_now().await;
+        }
+        if matches!(*slot.role.borrow(), Role::Alone) || slot.partition.is_deleted() {
+            continue;
+        }
+        let before = known.borrow().get(&slot.key).copied();
+        let agreed = slot.partition.with_state(|s| {
             let now = Agreed::of(s.high_watermark(), &s.epochs);
             Agreed::or_before(now, before, &s.epochs, s.log_end())
         });
-        Some((slot.key, agreed?))
-    });
-    noted.collect()
+        moved |= agreed != before;
+        noted.extend(agreed.map(|a| (slot.key, a)));
+    }
+    moved |= noted.len() != known.borrow().len();
+    (noted, moved)
 }

@@ -34,9 +34,14 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
     if slot.partition.wait_durable(log_end).await.is_err() || slot.epoch.get() != image.leader_epoch {
         return;
     }
-    let high_watermark = (slot.partition.status().high_watermark).max(node.replication.notes.recall(&slot));
+    let told = slot.partition.status().high_watermark;
+    let agreed = node
+        .replication
+        .notes
+        .recall(&slot)
+        .map_or(told, |noted| noted.max(told));
     let lag_ms = node.shared.settings.number("replica.lag.time.max.ms");
-    let mut leader = Leader::new(node.shared.node_id, image.leader_epoch, log_end, high_watermark, lag_ms);
+    let mut leader = Leader::new(node.shared.node_id, image.leader_epoch, log_end, agreed, lag_ms);
     leader.local(log_end, slot.partition.status().durable_end);
     leader.committed(&image, min_insync(node, &slot, &image), now_ms(node));
     let reached = leader.high_watermark();
