@@ -2,8 +2,13 @@
 //! clients as a broker of its own, with its own port: a client then connects straight to the core that owns a partition, as
 //! it connects to a partition's leader anywhere, and its requests cross between cores no more.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
 use kafka_protocol::messages::BrokerId;
-use millrace_cluster::metadata::{Image, Registration};
+use millrace_cluster::metadata::{Broker, Image, Registration};
 use millrace_engine::PartitionKey;
 use uuid::Uuid;
 
@@ -71,16 +76,16 @@ impl Endpoints {
         &self.list
     }
 
-    /// Those of all brokers that take part, with their racks: this node's as they are, others' as they registered.
+    /// Those of the brokers that `tell` picks, with their racks: this node's as they are, others' as they registered.
     #[must_use]
-    pub fn of_cluster(&self, image: &Image) -> Vec<(Endpoint, Option<String>)> {
+    pub fn of_cluster(&self, image: &Image, tell: impl Fn(&Broker) -> bool) -> Vec<(Endpoint, Option<String>)> {
         let mut all = Vec::new();
         for broker in image.brokers() {
             let registration = &broker.registration;
             if registration.node == self.node_id {
                 let rack = &registration.rack;
                 all.extend(self.list.iter().map(|e| (e.clone(), rack.clone())));
-            } else if !broker.fenced {
+            } else if tell(broker) {
                 all.extend(registered(registration).map(|e| (e, registration.rack.clone())));
             }
         }
@@ -128,6 +133,38 @@ impl Endpoints {
     }
 }
 
+/// For how long clients are still told of a broker that takes part no more: as long as librdkafka takes to ask again while a leader is
+/// missing (`topic.metadata.refresh.fast.interval.ms`, 100 ms), and a little.
+const JUST_LEFT: Duration = Duration::from_millis(120);
+
+/// Brokers that take part no more, and since when.
+///
+/// librdkafka 2.16 gives up whom Metadata leaves out, at once. If the same answer is the first to say who follows it as a leader, that
+/// may leave a partition with nobody until the client looks again, up to a second later; so clients hear of the follower first. Not
+/// for longer than that takes: what is waiting for the dead broker in the client waits until it is given up (kernel-notes.md).
+#[derive(Clone, Default, Debug)]
+pub struct Departures(BTreeMap<i32, Instant>);
+
+impl Departures {
+    /// Metadata has changed.
+    pub fn note(&mut self, old: &Image, new: &Image, now: Instant) {
+        self.0
+            .retain(|id, since| !new.is_active(*id) && now - *since < JUST_LEFT);
+        let left = old.active().filter(|id| !new.is_active(*id));
+        self.0.extend(left.map(|id| (id, now)));
+    }
+
+    /// Whether clients are told of a broker: it takes part and does not seem to have died, or left a moment ago.
+    #[must_use]
+    pub fn tell_of(&self, broker: &Broker, suspects: &BTreeSet<i32>, now: Instant) -> bool {
+        let id = broker.registration.node;
+        match self.0.get(&id) {
+            Some(since) if broker.fenced => now - *since < JUST_LEFT,
+            _ => !broker.fenced && !suspects.contains(&id),
+        }
+    }
+}
+
 fn registered(registration: &Registration) -> impl Iterator<Item = Endpoint> {
     registration.clients.iter().enumerate().map(|(core, address)| Endpoint {
         id: registration.node + ID_STEP * core as i32,
@@ -138,7 +175,52 @@ fn registered(registration: &Registration) -> impl Iterator<Item = Endpoint> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_cluster::metadata::{Address, MetadataRecord};
+
     use super::*;
+
+    #[test]
+    fn a_broker_that_has_left_is_told_of_for_a_moment_longer() {
+        let broker = |node: i32, start| {
+            MetadataRecord::Broker(Registration {
+                node,
+                incarnation: [start as u8; 16],
+                directory: [node as u8; 16],
+                clients: vec![Address {
+                    host: "h".into(),
+                    port: 9092,
+                }],
+                peers: Vec::new(),
+                rack: None,
+                min_insync: 1,
+                start,
+                levels: (0, 1),
+            })
+        };
+        let both = Image::default().apply(&[broker(1, 1), broker(2, 1)]);
+        let one = both.apply(&[MetadataRecord::Fence { node: 2 }]);
+        let back = one.apply(&[broker(2, 2)]);
+        let us = Endpoints::one(1, "h".into(), 9091);
+        let mut departures = Departures::default();
+        let told = |image: &Image, departures: &Departures, suspects: &[i32], now| -> Vec<i32> {
+            let suspects = suspects.iter().copied().collect();
+            let all = us.of_cluster(image, |broker| departures.tell_of(broker, &suspects, now));
+            all.into_iter().map(|(e, _)| e.id).collect()
+        };
+        let now = Instant::now();
+        assert_eq!(told(&both, &departures, &[], now), [1, 2]);
+        assert_eq!(told(&both, &departures, &[2], now), [1], "it seems to have died");
+        departures.note(&both, &one, now);
+        assert_eq!(told(&one, &departures, &[2], now), [1, 2], "another leads now");
+        // Other news changes nothing.
+        departures.note(&one, &one, now + JUST_LEFT / 2);
+        assert_eq!(told(&one, &departures, &[2], now + JUST_LEFT / 2), [1, 2]);
+        assert_eq!(told(&one, &departures, &[2], now + JUST_LEFT), [1]);
+        departures.note(&one, &back, now + JUST_LEFT);
+        assert_eq!(told(&back, &departures, &[], now + JUST_LEFT), [1, 2]);
+        departures.note(&back, &one, now + JUST_LEFT);
+        assert_eq!(told(&one, &departures, &[], now + JUST_LEFT), [1, 2]);
+    }
 
     #[test]
     fn one_address_keeps_the_nodes_id_and_cores_have_their_own() {

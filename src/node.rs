@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::{
     config::{Settings, find_topic},
     coordinator::{controller::ControllerDriver, groups::GroupsDriver, moves::Moves},
-    endpoints::Endpoints,
+    endpoints::{Departures, Endpoints},
     kafka::errors::Failure,
     kafka::{
         handlers::{init_producer_id::ProducerIds, produce::KnownRules},
@@ -113,6 +113,8 @@ pub struct Node {
     pub arriving: Cell<bool>,
     /// Brokers whose process seems to have died: clients are not sent to them while others take over what they led.
     pub suspects: RefCell<BTreeSet<i32>>,
+    /// Brokers that take part no more, of which clients are still told.
+    pub departures: RefCell<Departures>,
     /// Number of this start of the data folder.
     pub start: u64,
     /// When this shard began, ms since the epoch.
@@ -187,6 +189,7 @@ impl Node {
             contacts: RefCell::new(contacts),
             arriving: Cell::new(false),
             suspects: RefCell::default(),
+            departures: RefCell::default(),
             start,
             started_ms,
             started: Instant::now(),
@@ -294,6 +297,7 @@ impl Node {
     /// Takes in new metadata: partitions of this shard are made, removed and configured accordingly, and take their roles.
     pub fn install(self: &Rc<Self>, view: Arc<View>, mut recovered: HashMap<PartitionKey, LogState>) {
         let old = self.view.replace(Arc::clone(&view));
+        (self.departures.borrow_mut()).note(&old.image, &view.image, Instant::now());
         let mine = |p: &PartitionKey| view.placement.get(p).is_some_and(|s| *s as usize == self.shard);
         for partition in self.engine.partitions() {
             if partition.key != METADATA_KEY

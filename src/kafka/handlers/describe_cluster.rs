@@ -22,7 +22,8 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeClusterRequest) -
     }
     let endpoints = node.endpoints();
     let view = node.view();
-    let brokers = endpoints.of_cluster(&view.image).into_iter().map(|(e, rack)| {
+    let active = endpoints.of_cluster(&view.image, |broker| !broker.fenced);
+    let brokers = active.into_iter().map(|(e, rack)| {
         DescribeClusterBroker::default()
             .with_broker_id(e.id.into())
             .with_host(StrBytes::from_string(e.host))

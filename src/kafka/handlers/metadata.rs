@@ -6,6 +6,8 @@
 //! connection rests on all that was agreed on, which this node may be late to hear of, and waits until who follows a leader that
 //! has died is elected. Later ones name nobody meanwhile and keep nobody waiting: librdkafka goes on sending to the dead leader until
 //! it is told, and waits longer after each failure (kernel-notes.md).
+//!
+//! A broker that seems to have died is not told of, but again for a moment once others lead what it led (`Departures`).
 
 use std::{
     collections::BTreeSet,
@@ -92,7 +94,10 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
             .map(|topic| one(&view, &endpoints, &suspects, topic, version, may_create, &refused))
             .collect()
     };
-    let brokers = endpoints.of_cluster(&view.image).into_iter().map(|(e, rack)| {
+    let departures = node.departures.borrow();
+    let now = Instant::now();
+    let told = endpoints.of_cluster(&view.image, |broker| departures.tell_of(broker, &suspects, now));
+    let brokers = told.into_iter().map(|(e, rack)| {
         let mut broker = MetadataResponseBroker::default()
             .with_node_id(e.id.into())
             .with_host(StrBytes::from_string(e.host))
