@@ -19,7 +19,7 @@ use kafka_protocol::{
 };
 use millrace_cluster::{group, metadata, peer, raft, replica};
 use millrace_engine::{
-    BatchError, PartitionKey,
+    BatchError, PartitionKey, agreed,
     batch::{Batch, BatchHeader, HEADER_LEN},
     checkpoint,
     disk::sim::SimHost,
@@ -28,6 +28,7 @@ use millrace_engine::{
     journal::{format::GroupHeader, slot_path},
     kafka_batch::{self, BATCH_HEADER_LEN, NewRecord},
     layout::{BLOCK, FileHeader, FileKind},
+    log::EpochCache,
     recovery,
     shard::ShardConfig,
 };
@@ -88,6 +89,11 @@ pub const TARGETS: &[Target] = &[
         name: "index",
         run: index_file,
         seeds: index_seeds,
+    },
+    Target {
+        name: "agreed",
+        run: agreed_file,
+        seeds: agreed_seeds,
     },
     Target {
         name: "metadata",
@@ -290,6 +296,20 @@ fn index_file(data: &[u8]) {
     }
 }
 
+fn agreed_file(data: &[u8]) {
+    let mut epochs = EpochCache::default();
+    epochs.note(1, 0);
+    for file in [data.to_vec(), sound_archive(FileKind::Agreed, data)] {
+        let host = SimHost::new();
+        let dir = Path::new("/data/agreed");
+        put(&host, &dir.join("0000.agreed"), &file);
+        let notes = host.run(agreed::load(&host, dir)).expect("it ends");
+        for note in notes.expect("a damaged file is left out").values() {
+            assert!(note.recall(&epochs, 10).is_none_or(|end| (1..=10).contains(&end)));
+        }
+    }
+}
+
 fn metadata_record(data: &[u8]) {
     let _ = metadata::record::decode::<Vec<metadata::MetadataRecord>>(data);
     let _ = metadata::record::decode::<metadata::Proposal>(data);
@@ -462,6 +482,25 @@ fn journal_seeds() -> Vec<Vec<u8>> {
     vec![file[BLOCK as usize..5 * BLOCK as usize].to_vec()]
 }
 
+/// What a file's checksum covers, and the file.
+fn archive_and_file(file: Vec<u8>) -> Vec<Vec<u8>> {
+    let (len, _) = file[BLOCK as usize..].split_first_chunk::<8>().expect("whole blocks");
+    let from = BLOCK as usize + 16;
+    vec![file[from..from + u64::from_le_bytes(*len) as usize].to_vec(), file]
+}
+
+fn agreed_seeds() -> Vec<Vec<u8>> {
+    let mut epochs = EpochCache::default();
+    epochs.note(1, 0);
+    let note = agreed::Agreed::of(7, &epochs).expect("there are records below");
+    let host = SimHost::new();
+    let dir = Path::new("/data/agreed");
+    host.run(async { agreed::store(&host, dir, 0, &[(KEY, note)].into_iter().collect()).await })
+        .expect("nothing cuts the run")
+        .expect("a simulated disk without faults");
+    archive_and_file(host.contents(&dir.join("0000.agreed")))
+}
+
 fn checkpoint_seeds() -> Vec<Vec<u8>> {
     let host = SimHost::new();
     let config = shard_config();
@@ -472,10 +511,7 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
     host.run(checkpoint::store(&host, &config.checkpoint_dir(), name, &stored))
         .expect("nothing cuts the run")
         .expect("a simulated disk without faults");
-    let file = host.contents(&config.checkpoint_dir().join("0000000001-base.checkpoint"));
-    let (len, _) = file[BLOCK as usize..].split_first_chunk::<8>().expect("whole blocks");
-    let from = BLOCK as usize + 16;
-    vec![file[from..from + u64::from_le_bytes(*len) as usize].to_vec(), file]
+    archive_and_file(host.contents(&config.checkpoint_dir().join("0000000001-base.checkpoint")))
 }
 
 fn index_seeds() -> Vec<Vec<u8>> {
@@ -486,10 +522,7 @@ fn index_seeds() -> Vec<Vec<u8>> {
     host.run(index.store(&host, path, KEY, 0))
         .expect("nothing cuts the run")
         .expect("a simulated disk without faults");
-    let file = host.contents(path);
-    let (len, _) = file[BLOCK as usize..].split_first_chunk::<8>().expect("whole blocks");
-    let from = BLOCK as usize + 16;
-    vec![file[from..from + u64::from_le_bytes(*len) as usize].to_vec(), file]
+    archive_and_file(host.contents(path))
 }
 
 fn peer_seeds() -> Vec<Vec<u8>> {
