@@ -18,7 +18,8 @@ use std::{
 
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, io::DmaFile};
 use millrace_engine::{
-    PartitionKey, StorageError,
+    PartitionKey, PartitionMap, StorageError,
+    agreed::Agreed,
     disk::glommio::{GlommioHost, helpers, settle},
     host::Host,
     log::LogState,
@@ -145,6 +146,7 @@ struct Context {
 struct Init {
     incarnation: u64,
     partitions: Vec<LogState>,
+    agreed: PartitionMap<Agreed>,
     view: Arc<View>,
 }
 
@@ -361,7 +363,8 @@ async fn first_shard(
     spawn_commits(&engine);
     let mut logs: HashMap<PartitionKey, LogState> = recovered.partitions.into_iter().map(|s| (s.key, s)).collect();
     let node = new_node(&context, 0, engine, host.clone(), mailbox, incarnation);
-    replication::agreed::load(&node).await?;
+    let agreed = replication::agreed::find(&node).await?;
+    replication::agreed::remember(&node, agreed.clone());
     let to_join = Joining {
         ports: &context.ports,
         credentials: context.credentials.as_deref(),
@@ -400,6 +403,7 @@ async fn first_shard(
         let init = Init {
             incarnation,
             partitions,
+            agreed: agreed.clone(),
             view: Arc::clone(&view),
         };
         tx.send_async(init).await.map_err(|_| ServeError::Other)?;
@@ -437,7 +441,7 @@ async fn other_shard(
     let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
     spawn_commits(&engine);
     let node = new_node(&context, shard, engine, host, mailbox, init.incarnation);
-    replication::agreed::load(&node).await?;
+    replication::agreed::remember(&node, init.agreed);
     ports::open(&node, &context.ports, context.credentials.as_deref())?;
     node.install(init.view, init.partitions.into_iter().map(|s| (s.key, s)).collect());
     ready.send_async(shard).await.map_err(|_| ServeError::Other)?;

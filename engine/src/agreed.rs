@@ -48,10 +48,11 @@ impl Agreed {
         (epochs.epoch_of(end.checked_sub(1)?) == Some(self.epoch)).then_some(end)
     }
 
-    /// The note to keep of a log of which `before` was noted.
+    /// The note to keep of a log of which `before` was noted: that of its high watermark now, or the one before if that says more.
     #[must_use]
-    pub fn or_before(now: Option<Self>, before: Option<Self>, epochs: &EpochCache, log_end: Offset) -> Option<Self> {
-        now.max(before.filter(|b| b.recall(epochs, log_end).is_some()))
+    pub fn renewed(before: Option<Self>, high_watermark: Offset, epochs: &EpochCache, log_end: Offset) -> Option<Self> {
+        let before = before.filter(|b| b.recall(epochs, log_end).is_some());
+        Self::of(high_watermark, epochs).max(before)
     }
 }
 
@@ -177,12 +178,12 @@ mod tests {
     fn the_note_that_says_more_of_the_log_stays() {
         let log = epochs(&[(1, 0), (3, 10)]);
         let (early, late) = (Agreed::of(5, &log), Agreed::of(12, &log));
-        assert_eq!(Agreed::or_before(early, late, &log, 20), late);
-        assert_eq!(Agreed::or_before(late, early, &log, 20), late);
-        assert_eq!(Agreed::or_before(None, early, &log, 20), early);
+        assert_eq!(Agreed::renewed(late, 5, &log, 20), late);
+        assert_eq!(Agreed::renewed(early, 12, &log, 20), late);
+        assert_eq!(Agreed::renewed(early, 0, &log, 20), early);
         // An election that was not clean: what was agreed on is gone.
         let other = epochs(&[(1, 0), (4, 7)]);
-        assert_eq!(Agreed::or_before(early, late, &other, 20), early);
+        assert_eq!(Agreed::renewed(late, 5, &other, 20), early);
     }
 
     #[test]

@@ -54,17 +54,22 @@ impl Notes {
 ///
 /// # Errors
 /// The folder cannot be listed.
-pub async fn load(node: &Node) -> Result<(), StorageError> {
-    let dir = layout::agreed_dir(&node.shared.data_dir);
-    let known = agreed::load(&node.host, &dir).await?;
-    node.replication.notes.known.replace(known);
-    Ok(())
+pub async fn find(node: &Node) -> Result<PartitionMap<Agreed>, StorageError> {
+    agreed::load(&node.host, &layout::agreed_dir(&node.shared.data_dir)).await
 }
 
-/// Notes what moves, until the broker stops.
+/// Takes in what was noted before this start.
+pub fn remember(node: &Node, found: PartitionMap<Agreed>) {
+    node.replication.notes.known.replace(found);
+}
+
+/// Notes what moves, until the broker stops; who stops it notes what is left.
 pub async fn run(node: Rc<Node>) {
-    while !node.is_stopping() {
+    loop {
         after(&node, PAUSE, &node.stop, || node.is_stopping()).await;
+        if node.is_stopping() {
+            return;
+        }
         note(&node).await;
     }
 }
@@ -105,10 +110,8 @@ async fn gather(node: &Node) -> (PartitionMap<Agreed>, bool) {
             continue;
         }
         let before = known.borrow().get(&slot.key).copied();
-        let agreed = slot.partition.with_state(|s| {
-            let now = Agreed::of(s.high_watermark(), &s.epochs);
-            Agreed::or_before(now, before, &s.epochs, s.log_end())
-        });
+        let agreed =
+            (slot.partition).with_state(|s| Agreed::renewed(before, s.high_watermark(), &s.epochs, s.log_end()));
         moved |= agreed != before;
         noted.extend(agreed.map(|a| (slot.key, a)));
     }

@@ -92,8 +92,7 @@ impl Node {
 
     /// Notes what was agreed on below `high_watermark`.
     pub fn note(&mut self, high_watermark: Offset) {
-        let now = Agreed::of(high_watermark, &self.epochs);
-        self.noted = Agreed::or_before(now, self.noted, &self.epochs, self.log_end());
+        self.noted = Agreed::renewed(self.noted, high_watermark, &self.epochs, self.log_end());
     }
 
     /// What was agreed on, as far as it knows or noted it.
