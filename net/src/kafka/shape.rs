@@ -2,11 +2,14 @@
 //! trusted: the decoder allocates for as many elements as an array states, and a few bytes can state two
 //! thousand million of them.
 //!
-//! Schemas are written in a small notation, one string per API, versions as `@from`, `@from-to`:
+//! Schemas are written in a small notation, one string per API, read once ([`Field`]); versions as `@from`, `@from-to`:
 //! `b` int8/bool, `h` int16, `i` int32, `l` int64, `d` float64, `u` uuid, `t` uuid of a topic, `s` string, `w` string that names a topic, `.` a place to be noted, `n` nullable string, `y` bytes,
 //! `[…]` array of structures, `{…}` array of plain elements. Source: Kafka's message definitions.
 
-use std::ops::Range;
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::LazyLock,
+};
 
 use kafka_protocol::messages::ApiKey;
 use thiserror::Error;
@@ -30,8 +33,8 @@ pub enum ShapeError {
     Number,
 }
 
-/// `(flexible from version, schema)`.
-fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
+/// `(flexible from version, fields)`.
+fn notation(api: ApiKey) -> Option<(i16, &'static str)> {
     Some(match api {
         ApiKey::Produce => (9, "n@3 h i [s@3-12 u@13 [i y]]"),
         ApiKey::Fetch => (
@@ -79,6 +82,88 @@ fn schema(api: ApiKey) -> Option<(i16, &'static str)> {
         _ => return None,
     })
 }
+
+/// What a letter or bracket of the notation stands for.
+enum Kind {
+    /// So many bytes.
+    Fixed(usize),
+    TopicId,
+    TopicName,
+    Place,
+    String,
+    Bytes,
+    /// A structure that may be missing.
+    Nullable(Box<[Field]>),
+    Structures(Box<[Field]>),
+    Elements(Box<[Field]>),
+}
+
+/// A field of a schema.
+struct Field {
+    kind: Kind,
+    versions: RangeInclusive<i16>,
+}
+
+impl Field {
+    fn parse_all(schema: &str) -> Box<[Self]> {
+        let mut fields = Vec::new();
+        let mut rest = schema.trim_start();
+        while !rest.is_empty() {
+            let (field, after) = split_field(rest);
+            let (versions, after) = split_versions(after);
+            rest = after.trim_start();
+            fields.push(Self {
+                kind: Kind::parse(field),
+                versions,
+            });
+        }
+        fields.into()
+    }
+}
+
+impl Kind {
+    fn parse(field: &str) -> Self {
+        let within = |brackets: &str| Field::parse_all(&brackets[1..brackets.len() - 1]);
+        match field.as_bytes()[0] {
+            b'b' => Self::Fixed(1),
+            b'h' => Self::Fixed(2),
+            b'i' => Self::Fixed(4),
+            b'l' | b'd' => Self::Fixed(8),
+            b'u' => Self::Fixed(16),
+            b't' => Self::TopicId,
+            b'w' => Self::TopicName,
+            b'.' => Self::Place,
+            b's' | b'n' => Self::String,
+            b'y' => Self::Bytes,
+            b'?' => Self::Nullable(within(&field[1..])),
+            b'[' => Self::Structures(within(field)),
+            b'{' => Self::Elements(within(field)),
+            _ => unreachable!("schemas are constants of known letters: {field}"),
+        }
+    }
+}
+
+/// A request's schema.
+struct Schema {
+    flexible_from: i16,
+    fields: Box<[Field]>,
+}
+
+/// By the numbers of their APIs.
+static REQUESTS: LazyLock<Box<[Option<Schema>]>> = LazyLock::new(|| {
+    let parsed = |api| {
+        let (flexible_from, notation) = notation(api)?;
+        let fields = Field::parse_all(notation);
+        Some(Schema { flexible_from, fields })
+    };
+    let last = ApiKey::iter().map(|api| api as i16).max().unwrap_or(0);
+    (0..=last).map(|key| parsed(ApiKey::try_from(key).ok()?)).collect()
+});
+
+static OFFSET_COMMIT_RESPONSE: LazyLock<Box<[Field]>> = LazyLock::new(|| Field::parse_all("i [w [i h]]"));
+static OFFSET_FETCH_RESPONSE: LazyLock<Box<[Field]>> = LazyLock::new(|| Field::parse_all("i [s [w [i l i n h]] h]"));
+static DESCRIBE_LOG_DIRS_RESPONSE: LazyLock<Box<[Field]>> =
+    LazyLock::new(|| Field::parse_all("i h [h s [s [i l l b]] l l .]"));
 
 struct Walk<'a> {
     left: &'a [u8],
@@ -162,74 +247,62 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn fields(&mut self, schema: &str) -> Result<(), ShapeError> {
-        let mut rest = schema.trim_start();
-        while !rest.is_empty() {
-            let (field, after) = split_field(rest);
-            let (versions, after) = split_versions(after);
-            rest = after.trim_start();
-            if !versions.contains(&self.version) {
-                continue;
+    fn fields(&mut self, fields: &[Field]) -> Result<(), ShapeError> {
+        for field in fields {
+            if field.versions.contains(&self.version) {
+                self.field(&field.kind)?;
             }
-            self.field(field)?;
         }
         Ok(())
     }
 
-    fn field(&mut self, field: &str) -> Result<(), ShapeError> {
-        match field.as_bytes()[0] {
-            b'b' => self.skip(1),
-            b'h' => self.skip(2),
-            b'i' => self.skip(4),
-            b'l' | b'd' => self.skip(8),
-            b'u' => self.skip(16),
-            b't' => {
-                let at = self.total - self.left.len();
+    fn field(&mut self, kind: &Kind) -> Result<(), ShapeError> {
+        let at = self.total - self.left.len();
+        match kind {
+            Kind::Fixed(width) => self.skip(*width),
+            Kind::String => self.sized(2),
+            Kind::Bytes => self.sized(4),
+            Kind::TopicId => {
                 self.noted.push(at..at + 16);
                 self.skip(16)
             }
-            b'w' => {
-                let at = self.total - self.left.len();
+            Kind::TopicName => {
                 self.sized(2)?;
                 self.noted.push(at..self.total - self.left.len());
                 Ok(())
             }
-            b'.' => {
-                let at = self.total - self.left.len();
+            Kind::Place => {
                 self.noted.push(at..at);
                 Ok(())
             }
-            b's' | b'n' => self.sized(2),
-            b'y' => self.sized(4),
-            // A nullable structure begins with a byte that says whether it is there.
-            b'?' => {
+            Kind::Nullable(fields) => {
+                // It begins with a byte that says whether it is there.
                 let there = *self.left.first().ok_or(ShapeError::Short)? as i8;
                 self.skip(1)?;
                 if there >= 0 {
-                    self.fields(&field[2..field.len() - 1])?;
-                    self.tags()?;
+                    self.structure(fields)?;
                 }
                 Ok(())
             }
-            open => {
-                let inner = &field[1..field.len() - 1];
-                let count = self.count(4)?;
-                // Every element takes at least a byte.
-                if count > self.left.len() as i64 {
-                    return Err(ShapeError::Count {
-                        count,
-                        left: self.left.len(),
-                    });
-                }
-                for _ in 0..count {
-                    self.fields(inner)?;
-                    if open == b'[' {
-                        self.tags()?;
-                    }
-                }
-                Ok(())
-            }
+            Kind::Structures(fields) => (0..self.elements()?).try_for_each(|_| self.structure(fields)),
+            Kind::Elements(fields) => (0..self.elements()?).try_for_each(|_| self.fields(fields)),
         }
+    }
+
+    fn structure(&mut self, fields: &[Field]) -> Result<(), ShapeError> {
+        self.fields(fields)?;
+        self.tags()
+    }
+
+    /// How many elements an array states, none for null.
+    fn elements(&mut self) -> Result<i64, ShapeError> {
+        let count = self.count(4)?;
+        let left = self.left.len();
+        // Every element takes at least a byte.
+        if count > left as i64 {
+            return Err(ShapeError::Count { count, left });
+        }
+        Ok(count)
     }
 }
 
@@ -250,7 +323,7 @@ fn split_field(schema: &str) -> (&str, &str) {
     unreachable!("schemas are constants with matching brackets: {schema}")
 }
 
-fn split_versions(schema: &str) -> (std::ops::RangeInclusive<i16>, &str) {
+fn split_versions(schema: &str) -> (RangeInclusive<i16>, &str) {
     let Some(rest) = schema.strip_prefix('@') else {
         return (0..=i16::MAX, schema);
     };
@@ -266,12 +339,11 @@ fn split_versions(schema: &str) -> (std::ops::RangeInclusive<i16>, &str) {
 /// # Errors
 /// [`ShapeError`].
 pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<Vec<Range<usize>>, ShapeError> {
-    let Some((flexible_from, schema)) = schema(api) else {
+    let Some(Some(schema)) = REQUESTS.get(api as usize) else {
         return Ok(Vec::new());
     };
-    let mut walk = Walk::new(body, version, version >= flexible_from);
-    walk.fields(schema)?;
-    walk.tags()?;
+    let mut walk = Walk::new(body, version, version >= schema.flexible_from);
+    walk.structure(&schema.fields)?;
     Ok(walk.noted)
 }
 
@@ -281,14 +353,13 @@ pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<Vec<Range<usize>>
 /// # Errors
 /// [`ShapeError`].
 pub fn response_places(api: ApiKey, body: &[u8]) -> Result<Vec<Range<usize>>, ShapeError> {
-    let (version, schema) = match api {
-        ApiKey::OffsetCommit => (9, "i [w [i h]]"),
-        ApiKey::DescribeLogDirs => (4, "i h [h s [s [i l l b]] l l .]"),
-        _ => (9, "i [s [w [i l i n h]] h]"),
+    let (version, fields) = match api {
+        ApiKey::OffsetCommit => (9, &OFFSET_COMMIT_RESPONSE),
+        ApiKey::DescribeLogDirs => (4, &DESCRIBE_LOG_DIRS_RESPONSE),
+        _ => (9, &OFFSET_FETCH_RESPONSE),
     };
     let mut walk = Walk::new(body, version, true);
-    walk.fields(schema)?;
-    walk.tags()?;
+    walk.structure(fields)?;
     Ok(walk.noted)
 }
 
@@ -298,7 +369,10 @@ pub fn response_places(api: ApiKey, body: &[u8]) -> Result<Vec<Range<usize>>, Sh
 /// [`ShapeError`].
 pub fn check_header(frame: &[u8], header_version: i16) -> Result<(), ShapeError> {
     let mut walk = Walk::new(frame, header_version, false);
-    walk.fields("h h i n@1")?;
+    walk.skip(8)?;
+    if header_version >= 1 {
+        walk.sized(2)?;
+    }
     walk.flexible = header_version >= 2;
     walk.tags()
 }
@@ -367,6 +441,17 @@ mod tests {
             ElectLeaders ElectLeadersRequest, DescribeQuorum DescribeQuorumRequest,
             DescribeCluster DescribeClusterRequest, DescribeProducers DescribeProducersRequest,
             DescribeTopicPartitions DescribeTopicPartitionsRequest, ListConfigResources ListConfigResourcesRequest,
+            AlterPartitionReassignments AlterPartitionReassignmentsRequest,
+            ListPartitionReassignments ListPartitionReassignmentsRequest, UpdateFeatures UpdateFeaturesRequest,
+            UnregisterBroker UnregisterBrokerRequest, AddRaftVoter AddRaftVoterRequest,
+            RemoveRaftVoter RemoveRaftVoterRequest,
+        }
+        for served in super::super::versions::SERVED {
+            assert!(
+                matches!(REQUESTS.get(served.api as usize), Some(Some(_))),
+                "{:?} is served unchecked",
+                served.api
+            );
         }
     }
 
