@@ -27,9 +27,10 @@ use crate::{
     config::{Settings, find_topic},
     coordinator::{controller::ControllerDriver, groups::GroupsDriver, moves::Moves},
     endpoints::{Departures, Endpoints},
-    kafka::errors::Failure,
     kafka::{
+        errors::Failure,
         handlers::{init_producer_id::ProducerIds, produce::KnownRules},
+        idle::Connections,
         sessions::Sessions,
     },
     peers::Members,
@@ -83,6 +84,15 @@ pub struct View {
     pub placement: PartitionMap<u32>,
 }
 
+/// Memory of a shard for what comes from clients and goes to them, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers {
+    /// Requests being read or worked on.
+    pub requests: u64,
+    /// Answers to fetches.
+    pub answers: u64,
+}
+
 /// A shard.
 pub struct Node {
     /// Its number.
@@ -103,6 +113,10 @@ pub struct Node {
     pub sessions: RefCell<Sessions>,
     /// Bytes of requests being read or worked on.
     pub requests: Rc<Budget>,
+    /// Bytes of answers on their way to consumers.
+    pub answers: Rc<Budget>,
+    /// Connections of clients.
+    pub connections: Connections,
     /// Roles of this shard's partitions.
     pub replication: Replication,
     /// This shard's port for other nodes, in a cluster.
@@ -167,7 +181,7 @@ impl Node {
         router: Router,
         engine: Shard<GlommioHost>,
         host: GlommioHost,
-        requests_bytes: u64,
+        buffers: Buffers,
         start: u64,
     ) -> Rc<Self> {
         let slots = shared.settings.number("max.incremental.fetch.session.cache.slots") as usize;
@@ -183,7 +197,9 @@ impl Node {
             host,
             view: RefCell::default(),
             sessions: RefCell::new(sessions),
-            requests: Budget::new(requests_bytes),
+            requests: Budget::new(buffers.requests),
+            answers: Budget::new(buffers.answers),
+            connections: Connections::default(),
             replication: Replication::default(),
             peer_endpoint: RefCell::default(),
             contacts: RefCell::new(contacts),

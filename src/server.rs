@@ -37,8 +37,9 @@ use crate::{
     },
     cpus, doctor,
     identity::{self, Identity, IdentityError},
+    kafka::idle,
     listen::{self, ListenError},
-    node::{METADATA_KEY, Node, Shared, View},
+    node::{Buffers, METADATA_KEY, Node, Shared, View},
     peers::{
         self, ClusterConfigError, Members,
         credentials::CredentialsError,
@@ -104,7 +105,7 @@ struct Sizes {
     tail: usize,
     read_cache: usize,
     queue: u64,
-    requests: u64,
+    buffers: Buffers,
 }
 
 impl Sizes {
@@ -114,7 +115,7 @@ impl Sizes {
         if memory < MEMORY_MIN {
             return Err(invalid(format!("memory is {memory} bytes; at least 64MiB is needed")));
         }
-        // A quarter stays for connections, answers on their way, and the allocator.
+        // A quarter stays for answers on their way, connections, and the allocator.
         let part = memory / shards as u64 / 4 * 3;
         // Batches not in segments yet are held in memory, so the ring must not be larger than the tail.
         let journal = (settings.number("journal.bytes") as u64).min(part / 3);
@@ -125,7 +126,10 @@ impl Sizes {
             tail: (part / 2) as usize,
             read_cache: (part / 4) as usize,
             queue: part / 8,
-            requests: part / 8,
+            buffers: Buffers {
+                requests: part / 8,
+                answers: part / 8,
+            },
         })
     }
 }
@@ -325,7 +329,7 @@ fn new_node(
         context.router.clone(),
         engine,
         host,
-        context.sizes.requests,
+        context.sizes.buffers,
         start,
     );
     let n = Rc::clone(&node);
@@ -337,6 +341,8 @@ fn new_node(
     .detach();
     let n = Rc::clone(&node);
     node.host.spawn(async move { n.engine.run_housekeeping().await });
+    let n = Rc::clone(&node);
+    node.host.spawn(async move { idle::watch(&n).await });
     node
 }
 

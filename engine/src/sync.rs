@@ -77,7 +77,8 @@ impl WaitList {
 /// A bounded budget of bytes, handed out first come, first served, so that a large request is not starved and
 /// the order of arrival is the order of admission.
 pub struct Budget {
-    free: Cell<u64>,
+    /// Below zero where permits have grown over what there was.
+    free: Cell<i64>,
     capacity: u64,
     queue: RefCell<VecDeque<(u64, Option<Waker>)>>,
     next_ticket: Cell<u64>,
@@ -89,11 +90,30 @@ pub struct Permit {
     bytes: u64,
 }
 
+impl Permit {
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes it as large as what it stands for has become, whether there is as much or not: who comes next waits for longer then.
+    pub fn resize(&mut self, bytes: u64) {
+        let budget = &self.budget;
+        budget.free.set(budget.free.get() + signed(self.bytes) - signed(bytes));
+        self.bytes = bytes;
+        budget.wake_first();
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.free.set(self.budget.free.get() + self.bytes);
-        self.budget.wake_first();
+        self.resize(0);
     }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 struct Turn<'a> {
@@ -116,7 +136,7 @@ impl Budget {
     #[must_use]
     pub fn new(capacity: u64) -> Rc<Self> {
         Rc::new(Self {
-            free: Cell::new(capacity),
+            free: Cell::new(signed(capacity)),
             capacity,
             queue: RefCell::default(),
             next_ticket: Cell::new(0),
@@ -126,7 +146,28 @@ impl Budget {
     /// Bytes handed out.
     #[must_use]
     pub fn used(&self) -> u64 {
-        self.capacity - self.free.get()
+        self.capacity.saturating_add_signed(-self.free.get())
+    }
+
+    /// Bytes that are there.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        u64::try_from(self.free.get()).unwrap_or(0)
+    }
+
+    /// Whether somebody waits for some of it.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        !self.queue.borrow().is_empty()
+    }
+
+    /// A permit for nothing, without waiting, to be [resized](Permit::resize).
+    #[must_use]
+    pub fn nothing(self: &Rc<Self>) -> Permit {
+        Permit {
+            budget: Rc::clone(self),
+            bytes: 0,
+        }
     }
 
     fn wake_first(&self) {
@@ -140,7 +181,7 @@ impl Budget {
     /// Waits for its turn and for `bytes`; a request larger than the whole budget gets all of it.
     pub async fn acquire(self: &Rc<Self>, bytes: u64) -> Permit {
         let bytes = bytes.min(self.capacity);
-        if !(self.queue.borrow().is_empty() && self.free.get() >= bytes) {
+        if !(self.queue.borrow().is_empty() && self.free.get() >= signed(bytes)) {
             let ticket = self.next_ticket.get();
             self.next_ticket.set(ticket + 1);
             self.queue.borrow_mut().push_back((ticket, None));
@@ -151,7 +192,7 @@ impl Budget {
             };
             poll_fn(|cx| {
                 let mut queue = self.queue.borrow_mut();
-                if queue.front().is_some_and(|(t, _)| *t == ticket) && self.free.get() >= bytes {
+                if queue.front().is_some_and(|(t, _)| *t == ticket) && self.free.get() >= signed(bytes) {
                     queue.pop_front();
                     return Poll::Ready(());
                 }
@@ -163,12 +204,9 @@ impl Budget {
             .await;
             turn.served = true;
         }
-        self.free.set(self.free.get() - bytes);
-        self.wake_first();
-        Permit {
-            budget: Rc::clone(self),
-            bytes,
-        }
+        let mut permit = self.nothing();
+        permit.resize(bytes);
+        permit
     }
 }
 

@@ -1,10 +1,12 @@
 //! Everything on a wire, and no broker logic.
 //!
 //! [`kafka`] frames, versions and codes of the Kafka protocol, without I/O; [`listener`] the glommio sockets that
-//! carry them; [`quic`] what nodes say to each other. Records are opaque bytes here.
+//! carry them, and [`traffic`] what is to be seen of that; [`quic`] what nodes say to each other. Records are opaque bytes here.
 
 pub mod kafka;
 #[cfg(feature = "glommio")]
 pub mod listener;
 #[cfg(feature = "glommio")]
 pub mod quic;
+#[cfg(feature = "glommio")]
+pub mod traffic;

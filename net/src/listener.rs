@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     ops::Range,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd},
+    rc::Rc,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -15,7 +16,7 @@ use glommio::net::{TcpListener, TcpStream};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::kafka::frame;
+use crate::{kafka::frame, traffic::Traffic};
 
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -69,6 +70,7 @@ pub struct FrameReader<R> {
     /// Reads in a row that needed no more than the smallest buffer.
     small_reads: u32,
     limit: usize,
+    traffic: Rc<Traffic>,
 }
 
 /// Bytes asked of the socket at once while little comes; what an idle connection keeps.
@@ -83,6 +85,12 @@ const LARGE_FRAME: usize = 8 << 10;
 const TRUSTED: usize = 1 << 20;
 
 impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
+    /// What comes and goes over its connection.
+    #[must_use]
+    pub fn traffic(&self) -> &Rc<Traffic> {
+        &self.traffic
+    }
+
     /// Reads frames of at most `limit` bytes.
     pub fn new(stream: R, limit: usize) -> Self {
         Self {
@@ -91,6 +99,7 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
             filled: 0..0,
             small_reads: 0,
             limit,
+            traffic: Rc::default(),
         }
     }
 
@@ -105,6 +114,7 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
                     .map(Some)
                     .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e));
             }
+            self.traffic.set_receives(!self.filled.is_empty());
             if self.fill().await? == 0 {
                 return if self.filled.is_empty() {
                     Ok(None)
@@ -121,6 +131,7 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
     /// The connection's errors.
     pub async fn frame(&mut self, length: usize) -> io::Result<Bytes> {
         self.filled.start += 4;
+        self.traffic.set_receives(true);
         if length > LARGE_FRAME && self.filled.len() < length {
             return self.large_frame(length).await;
         }
@@ -129,6 +140,7 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+        self.traffic.set_receives(false);
         let begin = self.filled.start;
         self.filled.start += length;
         Ok(Bytes::copy_from_slice(&self.buffer[begin..begin + length]))
@@ -145,9 +157,13 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
             }
             match self.stream.read(&mut frame[have..]).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => have += read,
+                read => {
+                    have += read;
+                    self.traffic.passed(read);
+                }
             }
         }
+        self.traffic.set_receives(false);
         Ok(frame.freeze())
     }
 
@@ -165,6 +181,7 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
             self.buffer.resize(self.buffer.len() * 2, 0);
         }
         let read = self.stream.read(&mut self.buffer[self.filled.end..]).await?;
+        self.traffic.passed(read);
         self.filled.end += read;
         self.small_reads = if read <= READ_BYTES_MIN {
             self.small_reads + 1
@@ -183,6 +200,7 @@ pub struct Writer {
     half: WriteHalf<TcpStream>,
     /// The stream's, which `half` keeps open.
     fd: RawFd,
+    traffic: Rc<Traffic>,
 }
 
 /// Pieces named to the kernel at once; more are sent by further calls.
@@ -193,8 +211,23 @@ impl Writer {
     ///
     /// # Errors
     /// The connection's errors.
-    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.half.write_all(bytes).await
+    pub async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        self.traffic.set_sends(true);
+        while !bytes.is_empty() {
+            let sent = self.half.write(bytes).await?;
+            bytes = &bytes[self.sent(sent)?..];
+        }
+        self.traffic.set_sends(false);
+        Ok(())
+    }
+
+    /// Notes what the connection took, which is something.
+    fn sent(&self, sent: usize) -> io::Result<usize> {
+        if sent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.traffic.passed(sent);
+        Ok(sent)
     }
 
     /// Sends pieces one after the other, without putting them together first.
@@ -202,6 +235,7 @@ impl Writer {
     /// # Errors
     /// The connection's errors.
     pub async fn send_pieces(&mut self, mut pieces: VecDeque<Bytes>) -> io::Result<()> {
+        self.traffic.set_sends(true);
         while let Some(first) = pieces.front() {
             let sent = match self.send_some(&pieces) {
                 // The executor waits until there is room, and sends something.
@@ -209,11 +243,9 @@ impl Writer {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 sent => sent?,
             };
-            if sent == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            advance(&mut pieces, sent);
+            advance(&mut pieces, self.sent(sent)?);
         }
+        self.traffic.set_sends(false);
         Ok(())
     }
 
@@ -255,8 +287,11 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut sent: usize) {
 /// Splits a connection.
 pub fn split(stream: TcpStream, limit: usize) -> (FrameReader<futures_lite::io::ReadHalf<TcpStream>>, Writer) {
     let fd = stream.as_raw_fd();
+    let traffic = Rc::new(Traffic::of(fd));
     let (read, half) = futures_lite::io::split(stream);
-    (FrameReader::new(read, limit), Writer { half, fd })
+    let mut reader = FrameReader::new(read, limit);
+    reader.traffic = Rc::clone(&traffic);
+    (reader, Writer { half, fd, traffic })
 }
 
 #[cfg(test)]

@@ -295,6 +295,13 @@ pub const ENTRIES: &[Entry] = &[
         "Connections of all shards together; further ones are closed at once.",
     ),
     broker(
+        "connections.max.idle.ms",
+        Kind::Int(-1, MAX),
+        "600000",
+        "Connections that nothing comes or goes over for so long are closed, -1 for never; after 30 s those whose peer has sent half a \
+         request, or reads no answer.",
+    ),
+    broker(
         "max.inflight.requests.per.connection",
         Kind::Int(1, 10_000),
         "100",

@@ -15,7 +15,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use glommio::net::TcpStream;
 use kafka_protocol::messages::{ApiKey, RequestKind};
-use millrace_engine::sync::WaitList;
+use millrace_engine::sync::{Permit, WaitList};
 use millrace_net::{
     kafka::codec::{self, DecodeError, Request},
     listener::{self, Writer},
@@ -24,7 +24,7 @@ use millrace_net::{
 use super::dispatch::{self, Reply};
 use crate::node::Node;
 
-/// Answers gathered into one write.
+/// Answers gathered into one write; while so much is unsent no further request is read.
 const WRITE_BYTES: usize = 256 << 10;
 
 /// Who is connected.
@@ -47,6 +47,8 @@ struct Answers {
     changed: WaitList,
     /// Produce requests being worked on.
     in_flight: Cell<usize>,
+    /// Bytes of answers that are there and not sent.
+    unsent: Cell<usize>,
     /// No more answers will come, or none can be sent.
     closed: Cell<bool>,
 }
@@ -62,8 +64,21 @@ impl Answers {
         if matches!(reply, Reply::Close) {
             self.closed.set(true);
         }
+        self.unsent.set(self.unsent.get() + reply.size());
         place.replace(Some(reply));
         self.changed.wake_all();
+    }
+
+    fn has_room(&self) -> bool {
+        self.unsent.get() < WRITE_BYTES
+    }
+
+    fn sent(&self, bytes: usize) {
+        let had_room = self.has_room();
+        self.unsent.set(self.unsent.get() - bytes);
+        if !had_room && self.has_room() {
+            self.changed.wake_all();
+        }
     }
 
     /// Takes what is to be sent next; `None` before there is any.
@@ -88,6 +103,8 @@ struct Gathered {
     pieces_len: usize,
     /// What follows: small answers, side by side.
     last: BytesMut,
+    /// Their part of the room for answers.
+    permits: Vec<Permit>,
 }
 
 impl Gathered {
@@ -99,10 +116,11 @@ impl Gathered {
         match reply {
             Reply::Bytes(bytes) if self.last.is_empty() => self.last = bytes,
             Reply::Bytes(bytes) => self.last.extend_from_slice(&bytes),
-            Reply::Pieces(pieces) => {
+            Reply::Pieces(pieces, permit) => {
                 self.end_piece();
                 self.pieces_len += pieces.iter().map(Bytes::len).sum::<usize>();
                 self.pieces.extend(pieces);
+                self.permits.push(permit);
             }
             Reply::Nothing | Reply::Close => {}
         }
@@ -157,6 +175,7 @@ fn log_end(peer: &Peer, error: &io::Error) {
 async fn run(node: &Rc<Node>, stream: TcpStream, peer: &mut Peer) -> io::Result<()> {
     let frame_limit = node.shared.settings.number("socket.request.max.bytes") as usize;
     let (mut reader, writer) = listener::split(stream, frame_limit);
+    node.connections.add(peer.address, reader.traffic());
     let answers = Rc::new(Answers::default());
     let sender = glommio::spawn_local(send_answers(Rc::clone(&answers), writer)).detach();
     let result = read_requests(node, &mut reader, &answers, peer).await;
@@ -174,6 +193,10 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
 ) -> io::Result<()> {
     let in_flight_max = node.shared.settings.number("max.inflight.requests.per.connection") as usize;
     while !answers.closed.get() {
+        answers
+            .changed
+            .wait(|| (answers.has_room() || answers.closed.get()).then_some(()))
+            .await;
         let Some(length) = reader.next_length().await? else {
             return Ok(());
         };
@@ -245,10 +268,12 @@ async fn send_answers(answers: Rc<Answers>, mut writer: Writer) -> io::Result<()
             writer.close().await;
             return Ok(());
         };
+        let len = gathered.len();
         if let Err(error) = gathered.send(&mut writer).await {
             answers.closed.set(true);
             answers.changed.wake_all();
             return Err(error);
         }
+        answers.sent(len);
     }
 }

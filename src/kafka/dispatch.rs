@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, ProduceRequest, RequestKind};
+use millrace_engine::sync::Permit;
 use millrace_net::kafka::codec::{self, Request};
 
 use super::{connection::Peer, handlers as h};
@@ -13,12 +14,24 @@ use crate::node::Node;
 pub enum Reply {
     /// A response.
     Bytes(BytesMut),
-    /// A response in pieces, to be sent one after the other.
-    Pieces(Vec<Bytes>),
+    /// A response in pieces, to be sent one after the other, with its part of the room for answers.
+    Pieces(Vec<Bytes>, Permit),
     /// Nothing is expected (acks=0).
     Nothing,
     /// The connection is to be closed.
     Close,
+}
+
+impl Reply {
+    /// Bytes to be sent.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Pieces(pieces, _) => pieces.iter().map(Bytes::len).sum(),
+            Self::Nothing | Self::Close => 0,
+        }
+    }
 }
 
 /// The answer to an ApiVersions request newer than ours: version 0 of the response with error 35 and the ranges.

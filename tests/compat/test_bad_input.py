@@ -6,7 +6,7 @@ import struct
 import time
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
 
 
 def connect(broker):
@@ -102,6 +102,62 @@ def test_a_frame_that_never_ends_costs_only_what_was_sent(make_broker):
     for connection in connections:
         connection.close()
     assert_serving(broker)
+
+
+def fetch(topic, max_bytes=1 << 20):
+    partition = struct.pack(">iqi", 0, 0, max_bytes)
+    return request(1, 4, struct.pack(">iiiibi", -1, 100, 1, max_bytes, 0, 1) + string(topic) + struct.pack(">i", 1) + partition)
+
+
+def fill(broker, topic, megabytes):
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "batch.size": 50_000})
+    for _ in range(megabytes * 100):
+        producer.produce(topic, random.randbytes(10_000))
+        producer.poll(0)
+    assert producer.flush(30) == 0
+
+
+def test_answers_that_nobody_reads_cost_no_more_than_a_little(make_broker):
+    broker = make_broker(args=["--memory", "256MiB"])
+    fill(broker, "big", 30)
+    before = broker.rss_mib()
+    one = connect(broker)
+    one.sendall(fetch(b"big") * 500)
+    many = [connect(broker) for _ in range(200)]
+    for connection in many:
+        connection.sendall(fetch(b"big") * 20)
+    time.sleep(3)
+    assert broker.rss_mib() - before < 100, "answers wait in the log, not in memory"
+    assert_serving(broker)
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "g", "auto.offset.reset": "earliest"})
+    consumer.subscribe(["big"])
+    assert sum(m.error() is None for m in consumer.consume(100, 30)) == 100
+    consumer.close()
+    # Who reads in the end gets all of it.
+    for _ in range(500):
+        answer(one)
+    for connection in (one, *many):
+        connection.close()
+
+
+def test_connections_that_nothing_moves_over_are_closed(make_broker):
+    broker = make_broker(settings={"connections.max.idle.ms": "2000"})
+    fill(broker, "big", 20)
+    began = time.time()
+    says_nothing, stops_midway, reads_nothing, lives = (connect(broker) for _ in range(4))
+    stops_midway.sendall(fetch(b"big")[:20])
+    reads_nothing.sendall(fetch(b"big") * 50)
+    while time.time() - began < 6:
+        lives.sendall(request(18, 0, b""))
+        answer(lives)
+        time.sleep(0.5)
+    assert is_closed(says_nothing) and is_closed(stops_midway)
+    with pytest.raises(ConnectionError):
+        for _ in range(50):
+            answer(reads_nothing)
+    lives.sendall(request(18, 0, b""))
+    answer(lives)
+    assert "neither sent the rest of a request nor read its answer" in broker.log_text()
 
 
 def test_random_bytes_for_every_api(broker):

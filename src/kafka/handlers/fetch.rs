@@ -16,11 +16,12 @@ use bytes::Bytes;
 use kafka_protocol::{
     ResponseError,
     messages::{
-        ApiKey, FetchRequest, FetchResponse, TopicName,
+        FetchRequest, FetchResponse, TopicName,
         fetch_response::{EpochEndOffset, FetchableTopicResponse, PartitionData},
     },
     protocol::StrBytes,
 };
+use millrace_engine::sync::Permit;
 use millrace_net::kafka::{codec, gather::PIECE_MIN};
 use uuid::Uuid;
 
@@ -29,6 +30,7 @@ use crate::{
         dispatch::Reply,
         errors::Failure,
         local::{self, Cancel, Given, Read},
+        room,
         sessions::{SessionError, SessionPartition, Wanted},
         topics::{check_epoch, find, view_for},
     },
@@ -54,17 +56,14 @@ type Outcomes = Vec<Result<Given, Failure>>;
 
 /// Handles a request; returns the encoded response. Records that are many are not copied into it.
 pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request: FetchRequest) -> Reply {
-    let encode = |response: &FetchResponse| {
+    let encode = |response: &FetchResponse, permit: Permit| {
         let records = response.responses.iter().flat_map(|t| &t.partitions);
         let large: Vec<Bytes> = records
             .filter_map(|p| p.records.clone())
             .filter(|r| r.len() >= PIECE_MIN)
             .collect();
-        if large.is_empty() {
-            Reply::Bytes(codec::encode(ApiKey::Fetch, response, version, correlation_id))
-        } else {
-            Reply::Pieces(codec::encode_pieces(response, version, correlation_id, &large))
-        }
+        let pieces = codec::encode_pieces(response, version, correlation_id, &large);
+        Reply::Pieces(pieces, permit)
     };
     let by_id = version >= 13;
     let by_rack = !node.shared.settings.get("replica.selector.class").is_empty();
@@ -106,7 +105,10 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
                     SessionError::NotFound => ResponseError::FetchSessionIdNotFound,
                     SessionError::InvalidEpoch => ResponseError::InvalidFetchSessionEpoch,
                 };
-                return encode(&FetchResponse::default().with_error_code(code.code()));
+                return encode(
+                    &FetchResponse::default().with_error_code(code.code()),
+                    node.answers.nothing(),
+                );
             }
         }
     } else {
@@ -126,9 +128,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         let first = turn % partitions.len();
         partitions.rotate_left(first);
     }
-    let mut outcomes = read_all(node, &partitions, &asked, max_bytes).await;
-    let got: u64 = outcomes.iter().flatten().map(|g| g.bytes.len() as u64).sum();
-    let answer_now = got >= min_bytes
+    let (mut outcomes, mut permit) = read_within(node, &partitions, &asked, max_bytes).await;
+    let answer_now = permit.bytes() >= min_bytes
         || wait.is_zero()
         || partitions.is_empty()
         || outcomes.iter().any(|o| {
@@ -136,10 +137,14 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
                 .map_or(true, |g| g.diverging.is_some() || g.preferred.is_some())
         });
     if !answer_now {
+        drop((outcomes, permit));
         wait_for_more(node, &partitions, &asked, min_bytes, wait).await;
-        outcomes = read_all(node, &partitions, &asked, max_bytes).await;
+        (outcomes, permit) = read_within(node, &partitions, &asked, max_bytes).await;
     }
-    encode(&respond(node, session_id, incremental, by_id, &partitions, outcomes))
+    encode(
+        &respond(node, session_id, incremental, by_id, &partitions, outcomes),
+        permit,
+    )
 }
 
 fn wanted(request: &FetchRequest) -> Vec<(SessionPartition, Wanted)> {
@@ -197,6 +202,19 @@ fn resolve(
             last_fetched_epoch: wanted.last_fetched_epoch,
         },
     ))
+}
+
+/// Reads every partition, as much together as there is room for answers.
+async fn read_within(
+    node: &Rc<Node>,
+    partitions: &[(SessionPartition, Wanted)],
+    asked: &Asked,
+    max_bytes: usize,
+) -> (Outcomes, Permit) {
+    let mut permit = room::take(&node.answers, max_bytes, |time| node.host_sleep(time)).await;
+    let outcomes = read_all(node, partitions, asked, permit.bytes() as usize).await;
+    permit.resize(outcomes.iter().flatten().map(|g| g.bytes.len() as u64).sum());
+    (outcomes, permit)
 }
 
 /// Reads every partition, and once more where one is led here but was not there a moment ago: it goes to another core, or its

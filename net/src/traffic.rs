@@ -1,0 +1,64 @@
+//! What comes and goes over a connection, for whoever watches over many of them.
+
+use std::{
+    cell::Cell,
+    os::fd::{BorrowedFd, RawFd},
+};
+
+use rustix::net::{Shutdown, shutdown};
+
+/// One connection's, shared by its halves: while one of them is there, its socket is open.
+#[derive(Default, Debug)]
+pub struct Traffic {
+    /// The socket; none for a stream that is not one.
+    socket: Option<RawFd>,
+    bytes: Cell<u64>,
+    /// A frame has begun, and its rest is waited for.
+    receives: Cell<bool>,
+    /// Something is being sent.
+    sends: Cell<bool>,
+}
+
+impl Traffic {
+    pub(crate) fn of(socket: RawFd) -> Self {
+        Self {
+            socket: Some(socket),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn passed(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+
+    pub(crate) fn set_receives(&self, receives: bool) {
+        self.receives.set(receives);
+    }
+
+    pub(crate) fn set_sends(&self, sends: bool) {
+        self.sends.set(sends);
+    }
+
+    /// Bytes that have come and gone so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Whether it waits for the peer: for the rest of a frame, or for the peer to take what is sent.
+    #[must_use]
+    pub fn waits_for_peer(&self) -> bool {
+        self.receives.get() || self.sends.get()
+    }
+
+    /// Ends the connection: whoever waits to receive or to send hears that the peer has gone.
+    pub fn cut(&self) {
+        if let Some(socket) = self.socket {
+            // SAFETY: a half of the connection holds this, and with it the stream that owns the descriptor. glommio can shut a stream
+            // down only through what its halves have borrowed.
+            let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+            // It fails only where the peer has gone already.
+            let _ = shutdown(socket, Shutdown::Both);
+        }
+    }
+}
