@@ -65,10 +65,21 @@ impl Connections {
     }
 }
 
+fn idle_max(node: &Node) -> Option<Duration> {
+    let ms = u64::try_from(node.shared.settings.number("connections.max.idle.ms")).ok()?;
+    Some(Duration::from_millis(ms))
+}
+
+/// The longest that a request may wait for something to happen: a peer that is gone is noticed by the answer to it, and one that waits
+/// is not idle.
+#[must_use]
+pub fn wait_max(node: &Node) -> Duration {
+    idle_max(node).map_or(Duration::MAX, |max| max / 2)
+}
+
 /// Closes idle connections of this shard until it stops.
 pub async fn watch(node: &Node) {
-    let idle_max = u64::try_from(node.shared.settings.number("connections.max.idle.ms")).ok();
-    let idle_max = idle_max.map(Duration::from_millis);
+    let idle_max = idle_max(node);
     let stuck_max = idle_max.map_or(STUCK, |max| max.min(STUCK));
     while !node.is_stopping() {
         node.host_sleep(stuck_max / LOOKS).await;

@@ -104,9 +104,9 @@ def test_a_frame_that_never_ends_costs_only_what_was_sent(make_broker):
     assert_serving(broker)
 
 
-def fetch(topic, max_bytes=1 << 20):
-    partition = struct.pack(">iqi", 0, 0, max_bytes)
-    return request(1, 4, struct.pack(">iiiibi", -1, 100, 1, max_bytes, 0, 1) + string(topic) + struct.pack(">i", 1) + partition)
+def fetch(topic, offset=0, max_wait_ms=100, max_bytes=1 << 20):
+    partition = struct.pack(">iqi", 0, offset, max_bytes)
+    return request(1, 4, struct.pack(">iiiibi", -1, max_wait_ms, 1, max_bytes, 0, 1) + string(topic) + struct.pack(">i", 1) + partition)
 
 
 def fill(broker, topic, megabytes):
@@ -144,9 +144,10 @@ def test_connections_that_nothing_moves_over_are_closed(make_broker):
     broker = make_broker(settings={"connections.max.idle.ms": "2000"})
     fill(broker, "big", 20)
     began = time.time()
-    says_nothing, stops_midway, reads_nothing, lives = (connect(broker) for _ in range(4))
+    says_nothing, stops_midway, reads_nothing, waits_long, lives = (connect(broker) for _ in range(5))
     stops_midway.sendall(fetch(b"big")[:20])
     reads_nothing.sendall(fetch(b"big") * 50)
+    waits_long.sendall(fetch(b"big", offset=2000, max_wait_ms=0x7fffffff))
     while time.time() - began < 6:
         lives.sendall(request(18, 0, b""))
         answer(lives)
@@ -155,6 +156,8 @@ def test_connections_that_nothing_moves_over_are_closed(make_broker):
     with pytest.raises(ConnectionError):
         for _ in range(50):
             answer(reads_nothing)
+    # It was answered in time, with nothing.
+    answer(waits_long)
     lives.sendall(request(18, 0, b""))
     answer(lives)
     assert "neither sent the rest of a request nor read its answer" in broker.log_text()

@@ -29,6 +29,7 @@ use crate::{
     kafka::{
         dispatch::Reply,
         errors::Failure,
+        idle,
         local::{self, Cancel, Given, Read},
         room,
         sessions::{SessionError, SessionPartition, Wanted},
@@ -77,7 +78,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         .unwrap_or(0)
         .min(node.shared.settings.number("fetch.max.bytes") as usize);
     let min_bytes = u64::try_from(request.min_bytes).unwrap_or(0).min(max_bytes as u64);
-    let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
+    let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(idle::wait_max(node));
     // Handlers look at the latest view from here on.
     view_for(node, request.topics.iter().map(|t| (t.topic.as_str(), t.topic_id))).await;
     let changed = wanted(&request);
