@@ -30,6 +30,8 @@ tools() {
   need_package kcat /usr/bin/kcat
   need_package dict-gcide /usr/share/dictd/gcide.dict.dz
   need_package faketime /usr/bin/faketime
+  need_package iproute2 /usr/sbin/ip
+  need_package nftables /usr/sbin/nft
   if ! cmp -s tests/compat/requirements.txt "$WORK/requirements.txt"; then
     python3 -m venv "$WORK/venv"
     "$WORK/venv/bin/pip" install -q --disable-pip-version-check -r tests/compat/requirements.txt
