@@ -18,6 +18,7 @@ pub mod disk;
 pub mod error;
 pub mod host;
 pub mod index;
+pub mod index_cache;
 pub mod journal;
 pub mod kafka_batch;
 pub mod layout;

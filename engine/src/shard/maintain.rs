@@ -79,7 +79,7 @@ impl<H: Host> Shard<H> {
         let logs = self.0.files.logs();
         for segment in gone {
             self.0.files.forget(partition.key, Some(segment.base));
-            partition.indexes.borrow_mut().remove(&segment.base);
+            self.0.index_cache.forget(partition.key, segment.base);
             partition
                 .sealed_indexes
                 .borrow_mut()

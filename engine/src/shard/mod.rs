@@ -37,6 +37,7 @@ use crate::{
     cache::ReadCache,
     error::StorageError,
     host::Host,
+    index_cache::IndexCache,
     journal::{Journal, JournalConfig, Position},
     layout,
     log::{LogConfig, LogState},
@@ -49,6 +50,8 @@ use crate::{
 
 /// How long work in the background that waits for nothing leaves the thread to others, now and then.
 const BREATH: Duration = Duration::from_millis(1);
+/// One part in so many of the read cache's bytes is for indexes.
+const INDEX_SHARE: usize = 8;
 
 /// Sizes of a shard. All are limits: what happens at each is said here.
 #[derive(Clone, Debug)]
@@ -71,7 +74,7 @@ pub struct ShardConfig {
     pub queue_bytes: u64,
     /// Bytes of recent batches kept in memory; above it the oldest that are in segments go.
     pub tail_bytes: usize,
-    /// Bytes of pieces read from segments.
+    /// Bytes of pieces read from segments, and of indexes.
     pub read_cache_bytes: usize,
     /// Open segment files; the one used longest ago is closed for the next.
     pub open_files: usize,
@@ -132,6 +135,7 @@ pub(crate) struct Inner<H: Host> {
     /// Partitions of deleted topics whose folders are still where they were.
     pub(crate) leaving: RefCell<VecDeque<PartitionKey>>,
     pub(crate) read_cache: ReadCache,
+    pub(crate) index_cache: IndexCache,
     pub(crate) queue: Rc<Budget>,
     /// Of what is written to segments in the background.
     pub(crate) pace: Pace,
@@ -186,12 +190,14 @@ impl<H: Host> Shard<H> {
         .await?;
         let removed = layout::removed_dir(&config.dir);
         let removal = Removal::open(host.clone(), removed, config.shard, config.incarnation).await?;
+        let indexes = config.read_cache_bytes / INDEX_SHARE;
         let shard = Self(Rc::new(Inner {
             removal,
             leaving: RefCell::default(),
             journal,
             files: FileCache::new(host.clone(), config.logs_dir(), config.open_files),
-            read_cache: ReadCache::new(config.read_cache_bytes),
+            read_cache: ReadCache::new(config.read_cache_bytes - indexes),
+            index_cache: IndexCache::new(indexes),
             queue: Budget::new(config.queue_bytes),
             pace: Pace::default(),
             reading: Budget::new(read::READS_IN_USE),

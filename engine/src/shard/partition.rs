@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     rc::Rc,
 };
 
@@ -78,7 +78,8 @@ pub struct Partition {
     /// The state as of when all of it was last in segments: what a checkpoint says.
     pub(crate) in_segments: RefCell<Rc<PartitionCheckpoint>>,
     pub(crate) unflushed_messages: Cell<i64>,
-    pub(crate) indexes: RefCell<HashMap<Offset, Rc<SegmentIndex>>>,
+    /// How often the log was cut.
+    pub(crate) cuts: Cell<u64>,
     /// Index of the segment appended to.
     pub(crate) active_index: RefCell<Option<(Offset, SegmentIndex)>>,
     /// Indexes of segments that were closed and whose index file is not written yet.
@@ -129,7 +130,7 @@ impl Partition {
             dirty: Cell::new(false),
             unwritten_from: Cell::new(0),
             unflushed_messages: Cell::new(0),
-            indexes: RefCell::default(),
+            cuts: Cell::new(0),
             active_index: RefCell::default(),
             sealed_indexes: RefCell::default(),
             cursors: RefCell::default(),

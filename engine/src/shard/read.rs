@@ -23,8 +23,6 @@ use crate::{
 
 /// Sequential readers remembered per partition; more of them only search the index again.
 const CURSORS_MAX: usize = 16;
-/// Indexes of closed segments kept per partition.
-const INDEXES_MAX: usize = 16;
 /// Pieces read ahead of a sequential reader: enough to keep the device busy while one is served.
 const READ_AHEAD: u64 = 2;
 /// Bytes of one read while the journal is in use: its next write stands behind all reads in the disk's queue (kernel-notes.md).
@@ -328,20 +326,20 @@ impl<H: Host> Shard<H> {
                 return Ok(answer);
             }
         }
-        if let Some(index) = partition.indexes.borrow().get(&segment.base) {
-            return Ok(ask(index));
+        if let Some(index) = self.0.index_cache.get(partition.key, segment.base) {
+            return Ok(ask(&index));
         }
         let path = index_path(self.0.files.logs(), &partition.key, segment.base);
+        let cuts = partition.cuts.get();
         let index = match SegmentIndex::load(&self.0.host, &path).await {
             Some(index) => index,
             None => self.scan_index(partition, segment, segment.end).await?,
         };
-        let mut indexes = partition.indexes.borrow_mut();
-        if indexes.len() >= INDEXES_MAX {
-            indexes.clear();
-        }
         let index = Rc::new(index);
-        indexes.insert(segment.base, Rc::clone(&index));
+        // What it says of batches that were cut meanwhile would be held against those that come in their place.
+        if partition.cuts.get() == cuts && !partition.deleted.get() {
+            (self.0.index_cache).insert(partition.key, segment.base, Rc::clone(&index));
+        }
         Ok(ask(&index))
     }
 

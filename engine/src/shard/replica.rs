@@ -260,7 +260,8 @@ impl<H: Host> Shard<H> {
             Cut::Restart { .. } => None,
         };
         let stays = |base: Offset| gone.iter().all(|g| g.base != base) && Some(base) != last;
-        partition.indexes.borrow_mut().retain(|base, _| stays(*base));
+        partition.cuts.set(partition.cuts.get() + 1);
+        self.0.index_cache.forget_all(partition.key);
         partition.sealed_indexes.borrow_mut().retain(|(base, _)| stays(*base));
         partition.active_index.borrow_mut().take_if(|(base, _)| !stays(*base));
         partition.cursors.borrow_mut().clear();

@@ -297,7 +297,6 @@ impl<H: Host> Shard<H> {
         let sealed: Vec<_> = partition.sealed_indexes.borrow_mut().extract_if(.., complete).collect();
         for (base, index) in sealed {
             self.store_index(partition, base, &index).await;
-            partition.indexes.borrow_mut().insert(base, Rc::new(index));
         }
     }
 
