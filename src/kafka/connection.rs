@@ -10,6 +10,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::atomic::Ordering,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -27,6 +28,9 @@ use crate::node::Node;
 /// Answers gathered into one write; while so much is unsent no further request is read.
 const WRITE_BYTES: usize = 256 << 10;
 
+/// What comes so soon after the first answer that tells who leads was sent before that was known: librdkafka asks twice at once.
+const GREETING: Duration = Duration::from_millis(100);
+
 /// Who is connected.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -34,7 +38,7 @@ pub struct Peer {
     pub address: SocketAddr,
     /// It connected to this core's own port: to a broker that has this core's partitions only.
     pub to_core: bool,
-    /// It has sent neither Metadata nor Produce requests before this one.
+    /// It has sent neither Metadata nor Produce requests before this one, or none that it can have acted on.
     pub has_only_come: bool,
 }
 
@@ -191,6 +195,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
     answers: &Rc<Answers>,
     peer: &mut Peer,
 ) -> io::Result<()> {
+    let mut introduced: Option<Instant> = None;
     let in_flight_max = node.shared.settings.number("max.inflight.requests.per.connection") as usize;
     while !answers.closed.get() {
         answers
@@ -245,12 +250,15 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
                 .detach();
             }
             other => {
+                peer.has_only_come = introduced.is_none_or(|first| first.elapsed() < GREETING);
                 let reply = dispatch::handle(node, other, peer).await;
                 drop(permit);
                 answers.fill(&place, reply);
             }
         }
-        peer.has_only_come &= !introduces;
+        if introduces {
+            introduced.get_or_insert_with(Instant::now);
+        }
     }
     Ok(())
 }
