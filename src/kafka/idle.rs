@@ -14,7 +14,7 @@ use crate::node::Node;
 
 /// How long a peer may leave half a request unsent, or an answer unread, with nothing moving.
 const STUCK: Duration = Duration::from_secs(30);
-/// Looks at all connections in that time; no longer than to the next one may it be where others wait for memory.
+/// So often are all connections looked at in that time. Where others wait for memory, the time between two looks is all that a peer gets.
 const LOOKS: u32 = 6;
 
 /// A connection as it was when it last moved.
