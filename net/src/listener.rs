@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice},
     net::SocketAddr,
     ops::Range,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd, IntoRawFd},
     rc::Rc,
 };
 
@@ -198,8 +198,6 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
 /// Where responses go.
 pub struct Writer {
     half: WriteHalf<TcpStream>,
-    /// The stream's, which `half` keeps open.
-    fd: RawFd,
     traffic: Rc<Traffic>,
 }
 
@@ -255,11 +253,10 @@ impl Writer {
         for (slice, piece) in slices.iter_mut().zip(pieces) {
             *slice = IoSlice::new(piece);
         }
-        // SAFETY: `half` keeps the stream, and with it the descriptor, open. glommio sends one slice at a time only.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        let socket = self.traffic.socket().expect("a writer's stream is a socket");
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         Ok(sendmsg(
-            fd,
+            socket,
             &slices[..count],
             &mut SendAncillaryBuffer::default(),
             flags,
@@ -286,12 +283,11 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut sent: usize) {
 
 /// Splits a connection.
 pub fn split(stream: TcpStream, limit: usize) -> (FrameReader<futures_lite::io::ReadHalf<TcpStream>>, Writer) {
-    let fd = stream.as_raw_fd();
-    let traffic = Rc::new(Traffic::of(fd));
+    let traffic = Rc::new(Traffic::of(stream.as_raw_fd()));
     let (read, half) = futures_lite::io::split(stream);
     let mut reader = FrameReader::new(read, limit);
     reader.traffic = Rc::clone(&traffic);
-    (reader, Writer { half, fd, traffic })
+    (reader, Writer { half, traffic })
 }
 
 #[cfg(test)]

@@ -51,12 +51,15 @@ impl Traffic {
         self.receives.get() || self.sends.get()
     }
 
+    /// The socket, for what glommio cannot do with a stream whose halves are borrowed: to send several slices, to shut it down.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: a half of the connection holds this, and with it the stream that owns the descriptor.
+        self.socket.map(|socket| unsafe { BorrowedFd::borrow_raw(socket) })
+    }
+
     /// Ends the connection: whoever waits to receive or to send hears that the peer has gone.
     pub fn cut(&self) {
-        if let Some(socket) = self.socket {
-            // SAFETY: a half of the connection holds this, and with it the stream that owns the descriptor. glommio can shut a stream
-            // down only through what its halves have borrowed.
-            let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+        if let Some(socket) = self.socket() {
             // It fails only where the peer has gone already.
             let _ = shutdown(socket, Shutdown::Both);
         }

@@ -117,12 +117,13 @@ impl Gathered {
     }
 
     fn add(&mut self, reply: Reply) {
+        let size = reply.size();
         match reply {
             Reply::Bytes(bytes) if self.last.is_empty() => self.last = bytes,
             Reply::Bytes(bytes) => self.last.extend_from_slice(&bytes),
             Reply::Pieces(pieces, permit) => {
                 self.end_piece();
-                self.pieces_len += pieces.iter().map(Bytes::len).sum::<usize>();
+                self.pieces_len += size;
                 self.pieces.extend(pieces);
                 self.permits.push(permit);
             }

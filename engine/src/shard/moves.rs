@@ -85,7 +85,6 @@ impl<H: Host> Shard<H> {
         // Readers that were under way when it last left may have opened and kept some of it again.
         self.0.files.forget(key, None);
         self.0.read_cache.forget(key);
-        self.0.index_cache.forget_all(key);
         self.0.partitions.borrow_mut().insert(key, Rc::new(partition));
         let stored = self.checkpoint_again().await;
         if stored.is_err() {

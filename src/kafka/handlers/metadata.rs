@@ -4,8 +4,8 @@
 //! What a client is told first it believes for long: a partition that was led by nobody, or by a broker of whom others do not know,
 //! stays unknown to librdkafka's queries of offsets until it refreshes its metadata, minutes later. So the first answer on a
 //! connection, and one that was asked before that was known, rests on all that was agreed on, which this node may be late to hear of,
-//! and waits until who follows a leader that has died is elected. Later ones name nobody meanwhile and keep nobody waiting: librdkafka goes on sending to the dead leader until
-//! it is told, and waits longer after each failure (kernel-notes.md).
+//! and waits until who follows a leader that has died is elected. Later ones name nobody meanwhile and keep nobody waiting: librdkafka
+//! goes on sending to the dead leader until it is told, and waits longer after each failure (kernel-notes.md).
 //!
 //! A broker that seems to have died is not told of, but again for a moment once others lead what it led (`Departures`).
 
