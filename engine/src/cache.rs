@@ -4,14 +4,12 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    ops::RangeBounds,
     rc::Rc,
 };
 
 use bytes::Bytes;
 
 use crate::{
-    lru::Lru,
     sync::WaitList,
     types::{Offset, PartitionKey},
 };
@@ -20,7 +18,7 @@ use crate::{
 pub const CHUNK: u64 = 512 << 10;
 
 /// A piece of a segment.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ChunkKey {
     /// Partition.
     pub key: PartitionKey,
@@ -28,6 +26,11 @@ pub struct ChunkKey {
     pub base: Offset,
     /// Position / [`CHUNK`].
     pub index: u64,
+}
+
+struct Cached {
+    bytes: Bytes,
+    used: u64,
 }
 
 /// A read of a piece.
@@ -56,7 +59,10 @@ impl Drop for Loading<'_> {
 
 /// The cache of a shard.
 pub struct ReadCache {
-    pieces: RefCell<Lru<ChunkKey, Bytes>>,
+    budget: usize,
+    held: Cell<usize>,
+    clock: Cell<u64>,
+    chunks: RefCell<HashMap<ChunkKey, Cached>>,
     loading: RefCell<HashMap<ChunkKey, Rc<Load>>>,
 }
 
@@ -65,15 +71,25 @@ impl ReadCache {
     #[must_use]
     pub fn new(budget: usize) -> Self {
         Self {
-            pieces: RefCell::new(Lru::new(budget)),
+            budget,
+            held: Cell::new(0),
+            clock: Cell::new(0),
+            chunks: RefCell::default(),
             loading: RefCell::default(),
         }
     }
 
     /// A cached piece that reaches up to `until` within it.
     pub fn get(&self, key: ChunkKey, until: usize) -> Option<Bytes> {
-        let mut pieces = self.pieces.borrow_mut();
-        pieces.get(&key).filter(|bytes| bytes.len() >= until).cloned()
+        let now = self.clock.get() + 1;
+        self.clock.set(now);
+        let mut chunks = self.chunks.borrow_mut();
+        let cached = chunks.get_mut(&key)?;
+        if cached.bytes.len() < until {
+            return None;
+        }
+        cached.used = now;
+        Some(cached.bytes.clone())
     }
 
     /// The piece, up to `until` within it at least: from the cache, or by `read`, which nobody else does for it at the same time.
@@ -100,7 +116,7 @@ impl ReadCache {
         let loading = Loading { cache: self, key, load };
         let bytes = read.await?;
         if !loading.load.stale.get() {
-            self.pieces.borrow_mut().insert(key, bytes.clone(), bytes.len());
+            self.keep(key, bytes.clone());
         }
         Ok(bytes)
     }
@@ -111,29 +127,55 @@ impl ReadCache {
         self.loading.borrow().contains_key(&key)
     }
 
+    fn keep(&self, key: ChunkKey, bytes: Bytes) {
+        if bytes.len() > self.budget {
+            return;
+        }
+        let used = self.clock.get();
+        self.held.set(self.held.get() + bytes.len());
+        let mut chunks = self.chunks.borrow_mut();
+        if let Some(old) = chunks.insert(key, Cached { bytes, used }) {
+            self.held.set(self.held.get() - old.bytes.len());
+        }
+        while self.held.get() > self.budget {
+            let Some(oldest) = chunks.iter().min_by_key(|(_, c)| c.used).map(|(k, _)| *k) else {
+                break;
+            };
+            if let Some(gone) = chunks.remove(&oldest) {
+                self.held.set(self.held.get() - gone.bytes.len());
+            }
+        }
+    }
+
     /// Forgets the pieces of a segment that overlap `[from, to)`, because they were just written.
     pub fn invalidate(&self, key: PartitionKey, base: Offset, from: u64, to: u64) {
-        let piece = |index| ChunkKey { key, base, index };
-        self.remove(&(piece(from / CHUNK)..piece(to.div_ceil(CHUNK))));
+        self.remove(|k| k.key == key && k.base == base && k.index * CHUNK < to && (k.index + 1) * CHUNK > from);
     }
 
     /// Forgets a partition.
     pub fn forget(&self, key: PartitionKey) {
-        let piece = |base, index| ChunkKey { key, base, index };
-        self.remove(&(piece(Offset::MIN, 0)..=piece(Offset::MAX, u64::MAX)));
+        self.remove(|k| k.key == key);
     }
 
-    fn remove(&self, gone: &(impl RangeBounds<ChunkKey> + Clone)) {
+    fn remove(&self, gone: impl Fn(&ChunkKey) -> bool) {
         for (key, load) in &*self.loading.borrow() {
-            load.stale.set(load.stale.get() || gone.contains(key));
+            load.stale.set(load.stale.get() || gone(key));
         }
-        self.pieces.borrow_mut().remove_range(gone.clone());
+        let mut freed = 0;
+        self.chunks.borrow_mut().retain(|k, c| {
+            let stay = !gone(k);
+            if !stay {
+                freed += c.bytes.len();
+            }
+            stay
+        });
+        self.held.set(self.held.get() - freed);
     }
 
     /// Bytes held.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.pieces.borrow().held()
+        self.held.get()
     }
 }
 

@@ -2,20 +2,18 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeSet,
     ops::Deref,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     batch::Batch,
     error::StorageError,
     host::{Host, HostFile, OpenMode},
     layout::{BLOCK, FileHeader, FileKind},
-    lru::Lru,
     sync::{Budget, Permit, WaitList},
     types::{Offset, PartitionKey, align_up},
 };
@@ -163,19 +161,21 @@ pub enum Missing {
     MakeUnsynced,
 }
 
-/// A segment of a partition.
-type SegmentKey = (PartitionKey, Offset);
+/// A file and when it was used last.
+type OpenFile<H> = (SharedSegment<H>, u64);
 
 /// Open segment files of a shard, at most so many; the one used longest ago is closed for the next.
 pub struct FileCache<H: Host> {
     host: H,
     logs: PathBuf,
-    open: RefCell<Lru<SegmentKey, SharedSegment<H>>>,
+    limit: usize,
+    open: RefCell<FxHashMap<(PartitionKey, Offset), OpenFile<H>>>,
     /// Being opened or made: others who want them wait, or they would write to a file whose name is not durable yet.
-    opening: RefCell<FxHashSet<SegmentKey>>,
+    opening: RefCell<FxHashSet<(PartitionKey, Offset)>>,
     opened: WaitList,
     /// Made, and their names not known to be durable.
-    unsynced: RefCell<BTreeSet<SegmentKey>>,
+    unsynced: RefCell<FxHashSet<(PartitionKey, Offset)>>,
+    clock: Cell<u64>,
 }
 
 impl<H: Host> FileCache<H> {
@@ -185,10 +185,12 @@ impl<H: Host> FileCache<H> {
         Self {
             host,
             logs,
-            open: RefCell::new(Lru::new(limit.max(1))),
+            limit: limit.max(1),
+            open: RefCell::default(),
             opening: RefCell::default(),
             opened: WaitList::default(),
             unsynced: RefCell::default(),
+            clock: Cell::new(0),
         }
     }
 
@@ -208,10 +210,15 @@ impl<H: Host> FileCache<H> {
         base: Offset,
         missing: Missing,
     ) -> Result<SharedSegment<H>, StorageError> {
+        let now = self.clock.get() + 1;
+        self.clock.set(now);
         self.opened
             .wait(|| (!self.opening.borrow().contains(&(key, base))).then_some(()))
             .await;
-        let known = self.open.borrow_mut().get(&(key, base)).cloned();
+        let known = self.open.borrow_mut().get_mut(&(key, base)).map(|(file, used)| {
+            *used = now;
+            Rc::clone(file)
+        });
         let sync = missing == Missing::Make && self.unsynced.borrow().contains(&(key, base));
         if let Some(file) = known.as_ref().filter(|_| !sync) {
             return Ok(Rc::clone(file));
@@ -236,7 +243,13 @@ impl<H: Host> FileCache<H> {
             self.sync_name(key).await?;
             self.unsynced.borrow_mut().remove(&(key, base));
         }
-        self.open.borrow_mut().insert((key, base), Rc::clone(&file), 1);
+        let mut open = self.open.borrow_mut();
+        if open.len() >= self.limit
+            && let Some(oldest) = open.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| *k)
+        {
+            open.remove(&oldest);
+        }
+        open.insert((key, base), (Rc::clone(&file), now));
         Ok(file)
     }
 
@@ -270,21 +283,21 @@ impl<H: Host> FileCache<H> {
     /// The file of a segment if it is open.
     #[must_use]
     pub fn opened(&self, key: PartitionKey, base: Offset) -> Option<SharedSegment<H>> {
-        self.open.borrow().peek(&(key, base)).cloned()
+        self.open.borrow().get(&(key, base)).map(|(file, _)| Rc::clone(file))
     }
 
     /// Closes what is open of a partition, or one segment of it.
     pub fn forget(&self, key: PartitionKey, base: Option<Offset>) {
-        let gone = (key, base.unwrap_or(Offset::MIN))..=(key, base.unwrap_or(Offset::MAX));
-        self.open.borrow_mut().remove_range(gone.clone());
-        self.unsynced.borrow_mut().extract_if(gone, |_| true).for_each(drop);
+        let stays = |(k, b): &(PartitionKey, Offset)| *k != key || base.is_some_and(|base| base != *b);
+        self.open.borrow_mut().retain(|of, _| stays(of));
+        self.unsynced.borrow_mut().retain(stays);
     }
 }
 
 /// Ends the wait of others for a file, however its opening ends.
 struct Turn<'a, H: Host> {
     files: &'a FileCache<H>,
-    of: SegmentKey,
+    of: (PartitionKey, Offset),
 }
 
 impl<H: Host> Drop for Turn<'_, H> {

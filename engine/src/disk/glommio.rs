@@ -179,15 +179,14 @@ impl GlommioHost {
         Ok(stat.f_blocks * stat.f_frsize)
     }
 
-    /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping, `workers` are the cores for the
-    /// kernel's worker threads.
+    /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping.
     ///
     /// # Errors
     /// What the system says if a ring cannot be set up.
-    pub fn new(background: TaskQueueHandle, workers: &[usize]) -> io::Result<Self> {
+    pub fn new(background: TaskQueueHandle) -> io::Result<Self> {
         Ok(Self {
             background,
-            uring: Rc::new(Uring::new(workers)?),
+            uring: Rc::new(Uring::new()?),
         })
     }
 }
@@ -199,8 +198,13 @@ impl Host for GlommioHost {
         DmaBuf(::glommio::allocate_dma_buffer(len))
     }
 
-    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        aside(work).await
+    async fn touch(&self, mut memory: BytesMut) -> BytesMut {
+        aside(move || {
+            memory.resize(memory.capacity(), 0);
+            memory.clear();
+            memory
+        })
+        .await
     }
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<GlommioFile> {

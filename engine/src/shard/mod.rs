@@ -22,7 +22,7 @@ mod writeback;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{VecDeque, hash_map::Entry},
+    collections::VecDeque,
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -33,7 +33,7 @@ pub use partition::{Partition, PartitionStatus};
 pub use read::{FoundTime, Records};
 
 use crate::{
-    arena::{self, Arena},
+    arena::Arena,
     cache::ReadCache,
     error::StorageError,
     host::Host,
@@ -84,9 +84,6 @@ pub struct ShardConfig {
     pub free_bytes_min: u64,
     /// A producer that has not written for so long is forgotten.
     pub producer_expiration_ms: i64,
-    /// Producers remembered, of all partitions together; above it a partition that remembers another one forgets one that has been idle for
-    /// long, if it has several.
-    pub producers_max: usize,
 }
 
 impl ShardConfig {
@@ -148,8 +145,6 @@ pub(crate) struct Inner<H: Host> {
     /// Batches in memory, oldest first: the order of eviction.
     pub(crate) tail_order: RefCell<PagedDeque<(Rc<Partition>, Offset)>>,
     pub(crate) tail_bytes: Cell<usize>,
-    /// Producers remembered, as of each partition's last append.
-    pub(crate) producers: Cell<usize>,
     pub(crate) dirty: RefCell<Vec<Rc<Partition>>>,
     pub(crate) writeback_wanted: Cell<bool>,
     pub(crate) writeback_signal: WaitList,
@@ -211,7 +206,6 @@ impl<H: Host> Shard<H> {
             partitions: RefCell::default(),
             tail_order: RefCell::default(),
             tail_bytes: Cell::new(0),
-            producers: Cell::new(0),
             dirty: RefCell::default(),
             writeback_wanted: Cell::new(false),
             writeback_signal: WaitList::default(),
@@ -236,7 +230,7 @@ impl<H: Host> Shard<H> {
         host.spawn(async move {
             while !s.0.closing.get() {
                 let chunk = s.0.arena.next_wanted().await;
-                s.0.arena.add(s.0.host.aside(|| arena::touched(chunk)).await);
+                s.0.arena.add(s.0.host.touch(chunk).await);
             }
         });
         let s = shard.clone();
@@ -257,10 +251,8 @@ impl<H: Host> Shard<H> {
     /// Takes in a partition: one that recovery brought back, or a new one.
     pub fn add_partition(&self, state: LogState, config: LogConfig) {
         let key = state.key;
-        if let Entry::Vacant(place) = self.0.partitions.borrow_mut().entry(key) {
-            let partition = place.insert(Rc::new(Partition::new(state, config)));
-            self.count_producers(partition);
-        }
+        let partition = Rc::new(Partition::new(state, config));
+        self.0.partitions.borrow_mut().entry(key).or_insert(partition);
     }
 
     /// A partition of this shard.
