@@ -217,10 +217,10 @@ pub fn run(options: &Options) -> Outcome<()> {
     let result = (|| -> Outcome<()> {
         for round in 1..=options.rounds {
             // There and back again: whoever is slowed down by what another leaves to the disk is not always the same one.
-            let order: Vec<_> = match round % 2 {
-                1 => entrants.iter().collect(),
-                _ => entrants.iter().rev().collect(),
-            };
+            let mut order: Vec<_> = entrants.iter().collect();
+            if round % 2 == 0 {
+                order.reverse();
+            }
             for entrant in order {
                 bar.set_message(format!("round {round}: {} starts", entrant.name));
                 let folder = options.dir.join("broker").join(&entrant.name);
