@@ -28,9 +28,21 @@ pub fn of_shards(allowed: &[usize], wanted: usize, node_id: i32) -> Vec<usize> {
     allowed.iter().copied().cycle().skip(first).take(count).collect()
 }
 
+/// Cores for work that may keep one for long, the file system's above all: those `allowed` that no shard has, or all.
+pub fn beside(allowed: &[usize], shards: &[usize]) -> Vec<usize> {
+    let free: Vec<usize> = allowed.iter().copied().filter(|c| !shards.contains(c)).collect();
+    if free.is_empty() { allowed.to_vec() } else { free }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::of_shards;
+    use super::{beside, of_shards};
+
+    #[test]
+    fn what_takes_long_is_beside_the_shards_where_it_can_be() {
+        assert_eq!(beside(&[0, 1, 4], &[0, 4]), [1]);
+        assert_eq!(beside(&[0, 1], &[1, 0, 1]), [0, 1]);
+    }
 
     #[test]
     fn one_core_is_left_by_default() {

@@ -21,6 +21,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::{
+    cpus,
     identity::{self, IdentityError},
     node::METADATA_KEY,
     server,
@@ -88,7 +89,7 @@ pub fn export(data_dir: &Path, to: &Path, topic: Option<String>) -> Result<Expor
         .name("export")
         .io_memory(1 << 20)
         .spawn(move || async move {
-            let host = server::new_host(&dir)
+            let host = server::new_host(&dir, &cpus::allowed())
                 .await
                 .map_err(|e| ExportError::Executor(e.to_string()))?;
             run(host, &dir, &to, topic).await

@@ -97,6 +97,9 @@ pub enum ServeError {
     Other,
 }
 
+/// What an idempotent producer takes that a partition remembers, with what a checkpoint holds of it.
+const PRODUCER_BYTES: u64 = 512;
+
 /// How the memory budget is divided, per shard.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
@@ -105,6 +108,7 @@ struct Sizes {
     tail: usize,
     read_cache: usize,
     queue: u64,
+    producers: usize,
     buffers: Buffers,
 }
 
@@ -115,8 +119,9 @@ impl Sizes {
         if memory < MEMORY_MIN {
             return Err(invalid(format!("memory is {memory} bytes; at least 64MiB is needed")));
         }
-        // A quarter stays for answers on their way, connections, and the allocator.
-        let part = memory / shards as u64 / 4 * 3;
+        // A quarter stays for connections, the producers remembered, and the allocator.
+        let whole = memory / shards as u64;
+        let part = whole / 4 * 3;
         // Batches not in segments yet are held in memory, so the ring must not be larger than the tail.
         let journal = (settings.number("journal.bytes") as u64).min(part / 3);
         let slots = if journal >= 32 << 20 { 8 } else { 4 };
@@ -126,6 +131,7 @@ impl Sizes {
             tail: (part / 2) as usize,
             read_cache: (part / 4) as usize,
             queue: part / 8,
+            producers: (whole / 16 / PRODUCER_BYTES) as usize,
             buffers: Buffers {
                 requests: part / 8,
                 answers: part / 8,
@@ -138,6 +144,8 @@ impl Sizes {
 #[derive(Clone)]
 struct Context {
     shared: Arc<Shared>,
+    /// Cores for what takes long.
+    beside: Arc<[usize]>,
     router: Router,
     sizes: Sizes,
     listen: SocketAddr,
@@ -190,7 +198,9 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     };
     let ports = ports::bind(&settings, &members, identity.node_id, cpus.len())?;
     let (router, mailboxes) = Router::new(cpus.len());
+    let beside = cpus::beside(&allowed, &cpus);
     let context = Context {
+        beside: beside.as_slice().into(),
         shared: Arc::new(Shared {
             settings,
             own_cluster_id: identity.cluster_id.clone(),
@@ -216,7 +226,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let (init_tx, init_rx): (Vec<_>, Vec<_>) = (0..cpus.len()).map(|_| flume::bounded::<Init>(1)).unzip();
     // The first shard alone needs the folder's identity: to note the cluster that it joins.
     let mut first = Some((init_tx, identity));
-    let helpers = helpers(&allowed).map_err(|e| ServeError::Executor(e.to_string()))?;
+    let helpers = helpers(&beside).map_err(|e| ServeError::Executor(e.to_string()))?;
     let mut threads = Vec::new();
     for (shard, ((cpu, mailbox), init)) in cpus.into_iter().zip(mailboxes).zip(init_rx).enumerate() {
         let (context, ready_tx, ready_rx) = (context.clone(), ready_tx.clone(), ready_rx.clone());
@@ -300,11 +310,12 @@ fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfi
         sync_all_min: 32,
         free_bytes_min: settings.number("disk.free.bytes.min") as u64,
         producer_expiration_ms: settings.number("producer.id.expiration.ms"),
+        producers_max: context.sizes.producers,
     }
 }
 
-/// The host of this thread's executor.
-pub(crate) async fn new_host(data_dir: &Path) -> Result<GlommioHost, ServeError> {
+/// The host of this thread's executor, whose kernel workers run on the cores `beside`.
+pub(crate) async fn new_host(data_dir: &Path, beside: &[usize]) -> Result<GlommioHost, ServeError> {
     // glommio probes the device with the first file it opens, and wrongly if that one is empty (kernel-notes.md).
     let path = data_dir.join(identity::FILE);
     let probe = DmaFile::open(&path)
@@ -312,7 +323,7 @@ pub(crate) async fn new_host(data_dir: &Path) -> Result<GlommioHost, ServeError>
         .map_err(|e| ServeError::Executor(e.to_string()))?;
     probe.close().await.map_err(|e| ServeError::Executor(e.to_string()))?;
     let background = glommio::executor().create_task_queue(Shares::Static(200), Latency::NotImportant, "background");
-    GlommioHost::new(background).map_err(|e| ServeError::Executor(format!("the journal's ring: {e}")))
+    GlommioHost::new(background, beside).map_err(|e| ServeError::Executor(format!("the journal's ring: {e}")))
 }
 
 fn new_node(
@@ -358,7 +369,7 @@ async fn first_shard(
     mut identity: Identity,
     ready: flume::Receiver<usize>,
 ) -> Result<(), ServeError> {
-    let host = new_host(&context.shared.data_dir).await?;
+    let host = new_host(&context.shared.data_dir, &context.beside).await?;
     let shards = context.router.shards();
     let recovered = recovery::recover(&host, &shard_config(&context, 0, 0), shards as u32).await?;
     for (path, position) in &recovered.torn {
@@ -443,7 +454,7 @@ async fn other_shard(
     ready: flume::Sender<usize>,
 ) -> Result<(), ServeError> {
     let init = init.recv_async().await.map_err(|_| ServeError::Other)?;
-    let host = new_host(&context.shared.data_dir).await?;
+    let host = new_host(&context.shared.data_dir, &context.beside).await?;
     let engine = Shard::open(host.clone(), shard_config(&context, shard, init.incarnation)).await?;
     spawn_commits(&engine);
     let node = new_node(&context, shard, engine, host, mailbox, init.incarnation);

@@ -376,7 +376,7 @@ fn what_was_persisted_brings_the_group_back() {
     after.pass(60_000);
     assert_eq!(after.state(), GroupState::Empty);
     after.now += 100_001;
-    after.groups.expire_offsets(after.now);
+    after.groups.expire_offsets(&after.groups.ids(), after.now);
     after.drain();
     assert!(after.groups.group("g").is_none(), "nothing is left of it");
     assert!(
@@ -408,9 +408,9 @@ fn offsets_of_topics_that_nobody_subscribes_to_any_more_expire() {
         assert_eq!(story.heartbeat(&one, generation), Ok(()));
         assert_eq!(story.heartbeat(&two, generation), Ok(()));
         assert_eq!(topics(&story), ["old", "t"], "not before the time is up");
-        story.groups.expire_offsets(story.now - 1);
+        story.groups.expire_offsets(&story.groups.ids(), story.now - 1);
     }
-    story.groups.expire_offsets(story.now);
+    story.groups.expire_offsets(&story.groups.ids(), story.now);
     story.drain();
     assert_eq!(topics(&story), ["t"]);
     let key = records::offset_key("g", "old", 0);

@@ -72,8 +72,8 @@ impl Host for NullHost {
         vec![0; len]
     }
 
-    async fn touch(&self, memory: BytesMut) -> BytesMut {
-        memory
+    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        work()
     }
 
     async fn open(&self, _: &Path, _: OpenMode) -> io::Result<NullFile> {
@@ -160,6 +160,7 @@ fn shard(partitions: u32) -> (NullHost, Shard<NullHost>) {
         sync_all_min: 32,
         free_bytes_min: 0,
         producer_expiration_ms: i64::MAX / 2,
+        producers_max: 1_000,
     };
     let opened = host.run(Shard::open(host.clone(), config)).expect("nothing fails here");
     let s = opened.clone();

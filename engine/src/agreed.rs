@@ -12,9 +12,9 @@ use rkyv::{Archive, Deserialize, Serialize, rancor};
 use uuid::Uuid;
 
 use crate::{
+    archive::{self, Packed},
     error::StorageError,
     host::Host,
-    index::{load_archive, write_archive},
     layout::{FileHeader, FileKind},
     log::EpochCache,
     types::{LeaderEpoch, Offset, PartitionKey, PartitionMap},
@@ -88,10 +88,9 @@ pub async fn store<H: Host>(
         number: shard,
         base: 0,
     };
-    let archive = rkyv::to_bytes::<rancor::Error>(&noted).expect("serialising into memory does not fail");
     let path = dir.join(format!("{shard:04}.agreed"));
     let temporary = dir.join(format!("{shard:04}.agreed.new"));
-    write_archive(host, &temporary, header, &archive).await?;
+    archive::write(host, &temporary, header, &Packed::new(&noted)).await?;
     host.rename(&temporary, &path)
         .map_err(StorageError::io("rename", &temporary))
 }
@@ -132,7 +131,7 @@ pub async fn load<H: Host>(host: &H, dir: &Path) -> Result<PartitionMap<Agreed>,
 }
 
 async fn read<H: Host>(host: &H, path: &Path) -> Result<Vec<Noted>, StorageError> {
-    let Some(archive) = load_archive(host, path, FileKind::Agreed).await? else {
+    let Some(archive) = archive::load(host, path, FileKind::Agreed).await? else {
         return Ok(Vec::new());
     };
     rkyv::from_bytes::<Vec<Noted>, rancor::Error>(&archive).map_err(|e| StorageError::Corrupt {

@@ -3,9 +3,7 @@
 //! A request's buffer holds more than its batches, and fresh memory costs a page fault for every 4 KiB, tens of
 //! microseconds each where a hypervisor has to find the page (kernel-notes.md). So small payloads are copied side by side
 //! into chunks; the tail lets batches go in about the order they came, whole chunks become free, and are filled
-//! again. Chunks that are new are touched by another thread before they are needed ([`Host::touch`]).
-//!
-//! [`Host::touch`]: crate::host::Host::touch
+//! again. Chunks that are new are [`touched`] by another thread before they are needed.
 
 use std::{cell::RefCell, collections::VecDeque};
 
@@ -26,6 +24,14 @@ const LOOKS: usize = 4;
 const SPARE: usize = 16;
 /// Chunks given back before others have their turn.
 const GIVEN_BACK_AT_ONCE: usize = 256;
+
+/// The same memory, all of whose capacity is resident; it is empty.
+#[must_use]
+pub fn touched(mut memory: BytesMut) -> BytesMut {
+    memory.resize(memory.capacity(), 0);
+    memory.clear();
+    memory
+}
 
 /// The chunks of one shard.
 pub struct Arena {

@@ -4,12 +4,14 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    ops::RangeBounds,
     rc::Rc,
 };
 
 use bytes::Bytes;
 
 use crate::{
+    lru::Lru,
     sync::WaitList,
     types::{Offset, PartitionKey},
 };
@@ -18,7 +20,7 @@ use crate::{
 pub const CHUNK: u64 = 512 << 10;
 
 /// A piece of a segment.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ChunkKey {
     /// Partition.
     pub key: PartitionKey,
@@ -26,11 +28,6 @@ pub struct ChunkKey {
     pub base: Offset,
     /// Position / [`CHUNK`].
     pub index: u64,
-}
-
-struct Cached {
-    bytes: Bytes,
-    used: u64,
 }
 
 /// A read of a piece.
@@ -59,10 +56,7 @@ impl Drop for Loading<'_> {
 
 /// The cache of a shard.
 pub struct ReadCache {
-    budget: usize,
-    held: Cell<usize>,
-    clock: Cell<u64>,
-    chunks: RefCell<HashMap<ChunkKey, Cached>>,
+    pieces: RefCell<Lru<ChunkKey, Bytes>>,
     loading: RefCell<HashMap<ChunkKey, Rc<Load>>>,
 }
 
@@ -71,25 +65,15 @@ impl ReadCache {
     #[must_use]
     pub fn new(budget: usize) -> Self {
         Self {
-            budget,
-            held: Cell::new(0),
-            clock: Cell::new(0),
-            chunks: RefCell::default(),
+            pieces: RefCell::new(Lru::new(budget)),
             loading: RefCell::default(),
         }
     }
 
     /// A cached piece that reaches up to `until` within it.
     pub fn get(&self, key: ChunkKey, until: usize) -> Option<Bytes> {
-        let now = self.clock.get() + 1;
-        self.clock.set(now);
-        let mut chunks = self.chunks.borrow_mut();
-        let cached = chunks.get_mut(&key)?;
-        if cached.bytes.len() < until {
-            return None;
-        }
-        cached.used = now;
-        Some(cached.bytes.clone())
+        let mut pieces = self.pieces.borrow_mut();
+        pieces.get(&key).filter(|bytes| bytes.len() >= until).cloned()
     }
 
     /// The piece, up to `until` within it at least: from the cache, or by `read`, which nobody else does for it at the same time.
@@ -116,7 +100,7 @@ impl ReadCache {
         let loading = Loading { cache: self, key, load };
         let bytes = read.await?;
         if !loading.load.stale.get() {
-            self.keep(key, bytes.clone());
+            self.pieces.borrow_mut().insert(key, bytes.clone(), bytes.len());
         }
         Ok(bytes)
     }
@@ -127,55 +111,29 @@ impl ReadCache {
         self.loading.borrow().contains_key(&key)
     }
 
-    fn keep(&self, key: ChunkKey, bytes: Bytes) {
-        if bytes.len() > self.budget {
-            return;
-        }
-        let used = self.clock.get();
-        self.held.set(self.held.get() + bytes.len());
-        let mut chunks = self.chunks.borrow_mut();
-        if let Some(old) = chunks.insert(key, Cached { bytes, used }) {
-            self.held.set(self.held.get() - old.bytes.len());
-        }
-        while self.held.get() > self.budget {
-            let Some(oldest) = chunks.iter().min_by_key(|(_, c)| c.used).map(|(k, _)| *k) else {
-                break;
-            };
-            if let Some(gone) = chunks.remove(&oldest) {
-                self.held.set(self.held.get() - gone.bytes.len());
-            }
-        }
-    }
-
     /// Forgets the pieces of a segment that overlap `[from, to)`, because they were just written.
     pub fn invalidate(&self, key: PartitionKey, base: Offset, from: u64, to: u64) {
-        self.remove(|k| k.key == key && k.base == base && k.index * CHUNK < to && (k.index + 1) * CHUNK > from);
+        let piece = |index| ChunkKey { key, base, index };
+        self.remove(&(piece(from / CHUNK)..piece(to.div_ceil(CHUNK))));
     }
 
     /// Forgets a partition.
     pub fn forget(&self, key: PartitionKey) {
-        self.remove(|k| k.key == key);
+        let piece = |base, index| ChunkKey { key, base, index };
+        self.remove(&(piece(Offset::MIN, 0)..=piece(Offset::MAX, u64::MAX)));
     }
 
-    fn remove(&self, gone: impl Fn(&ChunkKey) -> bool) {
+    fn remove(&self, gone: &(impl RangeBounds<ChunkKey> + Clone)) {
         for (key, load) in &*self.loading.borrow() {
-            load.stale.set(load.stale.get() || gone(key));
+            load.stale.set(load.stale.get() || gone.contains(key));
         }
-        let mut freed = 0;
-        self.chunks.borrow_mut().retain(|k, c| {
-            let stay = !gone(k);
-            if !stay {
-                freed += c.bytes.len();
-            }
-            stay
-        });
-        self.held.set(self.held.get() - freed);
+        self.pieces.borrow_mut().remove_range(gone.clone());
     }
 
     /// Bytes held.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.held.get()
+        self.pieces.borrow().held()
     }
 }
 

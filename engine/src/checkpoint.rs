@@ -5,26 +5,60 @@
 //! of the one before have been replayed. Each shard then writes checkpoints of its own partitions as its journal moves on;
 //! the latest of each shard counts. Files are written beside, flushed, and renamed into place.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 use uuid::Uuid;
 
 use crate::{
+    archive::{self, Packed},
     error::StorageError,
     host::Host,
-    index::{load_archive, store_archive},
     journal::Position,
     layout::{BLOCK, FileHeader, FileKind},
-    log::{EpochCache, LogState, ProducerStates, SegmentMeta},
-    types::{Offset, PartitionKey},
+    log::{EpochCache, LogState, ProducerEntry, SegmentMeta},
+    slab::Snapshot,
+    types::{Offset, PartitionKey, ProducerId},
 };
 
 /// Offsets and lengths beyond these are damage: additions to them must not overflow.
 const OFFSET_MAX: Offset = Offset::MAX / 2;
 const SEGMENT_END_MAX: u64 = 1 << 48;
+/// Partitions, producers and segments that are packed at once: some hundred microseconds. Another thread may have to wait for a core for longer.
+const PARTS_HERE: usize = 1_000;
 /// More cores than any host has.
 const SHARDS_MAX: u32 = 1 << 16;
+
+/// A log's state as of some time. To take it costs little, however many producers there are.
+#[derive(Debug)]
+pub struct Captured {
+    key: PartitionKey,
+    log_start: Offset,
+    log_end: Offset,
+    epochs: EpochCache,
+    producers: Snapshot<(ProducerId, ProducerEntry)>,
+    segments: Vec<SegmentMeta>,
+}
+
+impl Captured {
+    /// A log's state, all of whose batches are in segments or about to be before this is stored.
+    #[must_use]
+    pub fn of(state: &LogState) -> Self {
+        Self {
+            key: state.key,
+            log_start: state.log_start(),
+            log_end: state.log_end(),
+            epochs: state.epochs.clone(),
+            producers: state.producers.snapshot(),
+            segments: state.segments().to_vec(),
+        }
+    }
+
+    /// How much there is to pack, about.
+    fn parts(&self) -> usize {
+        1 + self.producers.places() + self.segments.len()
+    }
+}
 
 /// A partition whose offsets below `log_end` are all in its segments.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
@@ -34,25 +68,25 @@ pub struct PartitionCheckpoint {
     log_start: Offset,
     log_end: Offset,
     epochs: EpochCache,
-    producers: ProducerStates,
+    producers: HashMap<ProducerId, ProducerEntry>,
     segments: Vec<SegmentMeta>,
 }
 
-impl PartitionCheckpoint {
-    /// A log's state, all of whose batches are in segments or about to be before this is stored.
-    #[must_use]
-    pub fn capture(state: &LogState) -> Self {
+impl From<&Captured> for PartitionCheckpoint {
+    fn from(captured: &Captured) -> Self {
         Self {
-            topic: *state.key.topic.as_bytes(),
-            partition: state.key.partition,
-            log_start: state.log_start(),
-            log_end: state.log_end(),
-            epochs: state.epochs.clone(),
-            producers: state.producers.clone(),
-            segments: state.segments().to_vec(),
+            topic: *captured.key.topic.as_bytes(),
+            partition: captured.key.partition,
+            log_start: captured.log_start,
+            log_end: captured.log_end,
+            epochs: captured.epochs.clone(),
+            producers: captured.producers.iter().cloned().collect(),
+            segments: captured.segments.clone(),
         }
     }
+}
 
+impl PartitionCheckpoint {
     /// Whose state it is.
     #[must_use]
     pub fn key(&self) -> PartitionKey {
@@ -84,7 +118,7 @@ impl PartitionCheckpoint {
             self.log_start,
             self.log_end,
             self.epochs,
-            self.producers,
+            self.producers.into_iter().collect(),
             self.segments,
         )
     }
@@ -102,17 +136,6 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// A checkpoint whose shard's journal matters from `replay_from` on.
-    #[must_use]
-    pub fn new(replay_from: Position, shards: u32, partitions: Vec<PartitionCheckpoint>) -> Self {
-        Self {
-            replay_seq: replay_from.seq,
-            replay_offset: replay_from.offset,
-            shards,
-            partitions,
-        }
-    }
-
     /// Where replay begins.
     #[must_use]
     pub fn replay_from(&self) -> Position {
@@ -167,11 +190,19 @@ impl Name {
     }
 }
 
-/// Writes a checkpoint and puts it in place of the one of the same name.
+/// Writes a checkpoint and puts it in place of the one of the same name: of these partitions, of a shard whose journal matters from
+/// `replay_from` on, or of an incarnation with so many `shards`.
 ///
 /// # Errors
 /// Any failure of the disk; the one before is then still in place.
-pub async fn store<H: Host>(host: &H, dir: &Path, name: Name, checkpoint: &Checkpoint) -> Result<(), StorageError> {
+pub async fn store<H: Host>(
+    host: &H,
+    dir: &Path,
+    name: Name,
+    replay_from: Position,
+    shards: u32,
+    partitions: Vec<Arc<Captured>>,
+) -> Result<(), StorageError> {
     host.create_dir(dir).await.map_err(StorageError::io("create", dir))?;
     let path = dir.join(name.file());
     let temporary = dir.join(format!("{}.new", name.file()));
@@ -184,8 +215,21 @@ pub async fn store<H: Host>(host: &H, dir: &Path, name: Name, checkpoint: &Check
         },
         base: name.incarnation() as i64,
     };
-    let archive = rkyv::to_bytes::<rancor::Error>(checkpoint).expect("serialising into memory does not fail");
-    store_archive(host, &temporary, header, &archive).await?;
+    let parts: usize = partitions.iter().map(|p| p.parts()).sum();
+    let pack = move || {
+        Packed::new(&Checkpoint {
+            replay_seq: replay_from.seq,
+            replay_offset: replay_from.offset,
+            shards,
+            partitions: partitions.iter().map(|p| PartitionCheckpoint::from(&**p)).collect(),
+        })
+    };
+    let packed = if parts > PARTS_HERE {
+        host.aside(pack).await
+    } else {
+        pack()
+    };
+    archive::store(host, &temporary, header, &packed).await?;
     host.rename(&temporary, &path)
         .map_err(StorageError::io("rename", &temporary))?;
     host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))
@@ -242,7 +286,7 @@ async fn read<H: Host>(host: &H, path: &Path) -> Result<Checkpoint, StorageError
         position: 0,
         reason,
     };
-    let archive = load_archive(host, path, FileKind::Checkpoint)
+    let archive = archive::load(host, path, FileKind::Checkpoint)
         .await?
         .ok_or_else(|| corrupt("listed but not there".into()))?;
     let checkpoint = rkyv::from_bytes::<Checkpoint, rancor::Error>(&archive).map_err(|e| corrupt(e.to_string()))?;

@@ -80,8 +80,8 @@ pub trait Host: Clone + 'static {
     /// A buffer of `len` bytes, a multiple of the block. What is in it is of no meaning, and must not reach a disk: whoever fills it
     /// fills all of it (to clear it first cost 2–3 % of the CPU at saturation).
     fn buffer(&self, len: usize) -> <Self::File as HostFile>::Buf;
-    /// Makes memory's whole capacity resident, without stopping this thread for it; the contents do not matter.
-    fn touch(&self, memory: BytesMut) -> impl Future<Output = BytesMut>;
+    /// Has another thread do work that takes long and waits for nothing.
+    fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T>;
     /// Opens a file; a folder is [`io::ErrorKind::IsADirectory`].
     fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>>;
     /// Makes a folder and its parents, without stopping this thread for it.

@@ -5,11 +5,12 @@ use std::path::Path;
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 
 use crate::{
+    archive::{self, Packed},
     batch::BatchHeader,
     error::StorageError,
-    host::{Host, HostFile, OpenMode},
+    host::Host,
     layout::{BLOCK, FileHeader, FileKind},
-    types::{Offset, PartitionKey, align_up},
+    types::{Offset, PartitionKey},
 };
 
 /// One entry for so many bytes of segment: a look-up reads at most that much in vain.
@@ -118,95 +119,12 @@ impl SegmentIndex {
             number: key.partition,
             base,
         };
-        let archive = rkyv::to_bytes::<rancor::Error>(self).expect("serialising numbers into memory does not fail");
-        store_archive(host, path, header, &archive).await
+        archive::store(host, path, header, &Packed::new(self)).await
     }
 
     /// Reads a stored index; `None` if there is none or it does not check out (it is then made anew).
     pub async fn load<H: Host>(host: &H, path: &Path) -> Option<Self> {
-        let archive = load_archive(host, path, FileKind::Index).await.ok()??;
+        let archive = archive::load(host, path, FileKind::Index).await.ok()??;
         rkyv::from_bytes::<Self, rancor::Error>(&archive).ok()
     }
-}
-
-/// Writes header block, then `length u64 | crc u32 | zero u32 | archive`, and flushes.
-///
-/// # Errors
-/// Any failure of the disk.
-pub async fn store_archive<H: Host>(
-    host: &H,
-    path: &Path,
-    header: FileHeader,
-    archive: &[u8],
-) -> Result<(), StorageError> {
-    let file = write_archive(host, path, header, archive).await?;
-    file.flush().await.map_err(StorageError::io("flush", path))
-}
-
-/// The same without a flush.
-///
-/// # Errors
-/// Any failure of the disk.
-pub async fn write_archive<H: Host>(
-    host: &H,
-    path: &Path,
-    header: FileHeader,
-    archive: &[u8],
-) -> Result<H::File, StorageError> {
-    let file = host
-        .open(path, OpenMode::Create)
-        .await
-        .map_err(StorageError::io("create", path))?;
-    let len = align_up(BLOCK + 16 + archive.len() as u64, BLOCK);
-    let mut buf = host.buffer(len as usize);
-    buf.fill(0);
-    header.encode(&mut buf);
-    let at = BLOCK as usize;
-    buf[at..at + 8].copy_from_slice(&(archive.len() as u64).to_le_bytes());
-    buf[at + 8..at + 12].copy_from_slice(&crc32c::crc32c(archive).to_le_bytes());
-    buf[at + 16..at + 16 + archive.len()].copy_from_slice(archive);
-    file.write_at(buf, 0).await.map_err(StorageError::io("write", path))?;
-    file.truncate(len).await.map_err(StorageError::io("truncate", path))?;
-    Ok(file)
-}
-
-/// Reads what [`store_archive`] wrote; `None` if the file is not there.
-///
-/// # Errors
-/// [`StorageError::Corrupt`] if length or checksum fail, [`StorageError::Incompatible`] for another format.
-pub async fn load_archive<H: Host>(
-    host: &H,
-    path: &Path,
-    kind: FileKind,
-) -> Result<Option<rkyv::util::AlignedVec>, StorageError> {
-    let file = match host.open(path, OpenMode::Existing).await {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(StorageError::io("open", path)(e)),
-    };
-    let len = file.size().await.map_err(StorageError::io("stat", path))?;
-    let bytes = file
-        .read_at(0, len as usize)
-        .await
-        .map_err(StorageError::io("read", path))?;
-    FileHeader::decode(&bytes, kind, path)?;
-    let corrupt = |reason: &str| StorageError::Corrupt {
-        path: path.to_owned(),
-        position: BLOCK,
-        reason: reason.into(),
-    };
-    let at = BLOCK as usize;
-    let prefix = bytes.get(at..at + 16).ok_or_else(|| corrupt("too short"))?;
-    let (len, crc) = prefix.split_at(8);
-    let len = u64::from_le_bytes(len.try_into().expect("split at 8"));
-    let archive = usize::try_from(len)
-        .ok()
-        .and_then(|len| bytes.get(at + 16..(at + 16).checked_add(len)?))
-        .ok_or_else(|| corrupt("stated length is beyond the file"))?;
-    if crc[..4] != crc32c::crc32c(archive).to_le_bytes() {
-        return Err(corrupt("checksum"));
-    }
-    let mut aligned = rkyv::util::AlignedVec::new();
-    aligned.extend_from_slice(archive);
-    Ok(Some(aligned))
 }

@@ -9,6 +9,7 @@
 //! [`log`] (one partition) → [`shard`] (all of them, with the write path and the read path) → [`recovery`].
 
 pub mod agreed;
+mod archive;
 pub mod arena;
 pub mod batch;
 pub mod cache;
@@ -23,12 +24,14 @@ pub mod journal;
 pub mod kafka_batch;
 pub mod layout;
 pub mod log;
+mod lru;
 pub mod paged;
 pub mod recovery;
 pub mod retention;
 pub mod salvage;
 pub mod segment;
 pub mod shard;
+pub mod slab;
 pub mod stream;
 pub mod sync;
 pub mod types;

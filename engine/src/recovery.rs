@@ -18,11 +18,11 @@
 //! | log start | – | the log start moves, never back |
 //! | truncate, restart | – | the log is cut; batches read before that and cut are not written |
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use crate::{
     batch::{Batch, RecordKind},
-    checkpoint::{self, Checkpoint, Name, PartitionCheckpoint},
+    checkpoint::{self, Captured, Name},
     error::StorageError,
     host::{Host, HostFile},
     journal::{
@@ -103,10 +103,10 @@ async fn store_base<H: Host>(
     shards: u32,
     partitions: &[LogState],
 ) -> Result<(), StorageError> {
-    let captured = partitions.iter().map(PartitionCheckpoint::capture).collect();
+    let captured = partitions.iter().map(|log| Arc::new(Captured::of(log))).collect();
     let dir = config.checkpoint_dir();
     let name = Name::Base { incarnation };
-    checkpoint::store(host, &dir, name, &Checkpoint::new(Position::START, shards, captured)).await?;
+    checkpoint::store(host, &dir, name, Position::START, shards, captured).await?;
     checkpoint::remove_others(host, &dir, incarnation).await
 }
 

@@ -2,18 +2,20 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     ops::Deref,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 
 use crate::{
     batch::Batch,
     error::StorageError,
     host::{Host, HostFile, OpenMode},
     layout::{BLOCK, FileHeader, FileKind},
+    lru::Lru,
     sync::{Budget, Permit, WaitList},
     types::{Offset, PartitionKey, align_up},
 };
@@ -161,21 +163,19 @@ pub enum Missing {
     MakeUnsynced,
 }
 
-/// A file and when it was used last.
-type OpenFile<H> = (SharedSegment<H>, u64);
+/// A segment of a partition.
+type SegmentKey = (PartitionKey, Offset);
 
 /// Open segment files of a shard, at most so many; the one used longest ago is closed for the next.
 pub struct FileCache<H: Host> {
     host: H,
     logs: PathBuf,
-    limit: usize,
-    open: RefCell<FxHashMap<(PartitionKey, Offset), OpenFile<H>>>,
+    open: RefCell<Lru<SegmentKey, SharedSegment<H>>>,
     /// Being opened or made: others who want them wait, or they would write to a file whose name is not durable yet.
-    opening: RefCell<FxHashSet<(PartitionKey, Offset)>>,
+    opening: RefCell<FxHashSet<SegmentKey>>,
     opened: WaitList,
     /// Made, and their names not known to be durable.
-    unsynced: RefCell<FxHashSet<(PartitionKey, Offset)>>,
-    clock: Cell<u64>,
+    unsynced: RefCell<BTreeSet<SegmentKey>>,
 }
 
 impl<H: Host> FileCache<H> {
@@ -185,12 +185,10 @@ impl<H: Host> FileCache<H> {
         Self {
             host,
             logs,
-            limit: limit.max(1),
-            open: RefCell::default(),
+            open: RefCell::new(Lru::new(limit.max(1))),
             opening: RefCell::default(),
             opened: WaitList::default(),
             unsynced: RefCell::default(),
-            clock: Cell::new(0),
         }
     }
 
@@ -210,15 +208,10 @@ impl<H: Host> FileCache<H> {
         base: Offset,
         missing: Missing,
     ) -> Result<SharedSegment<H>, StorageError> {
-        let now = self.clock.get() + 1;
-        self.clock.set(now);
         self.opened
             .wait(|| (!self.opening.borrow().contains(&(key, base))).then_some(()))
             .await;
-        let known = self.open.borrow_mut().get_mut(&(key, base)).map(|(file, used)| {
-            *used = now;
-            Rc::clone(file)
-        });
+        let known = self.open.borrow_mut().get(&(key, base)).cloned();
         let sync = missing == Missing::Make && self.unsynced.borrow().contains(&(key, base));
         if let Some(file) = known.as_ref().filter(|_| !sync) {
             return Ok(Rc::clone(file));
@@ -243,13 +236,7 @@ impl<H: Host> FileCache<H> {
             self.sync_name(key).await?;
             self.unsynced.borrow_mut().remove(&(key, base));
         }
-        let mut open = self.open.borrow_mut();
-        if open.len() >= self.limit
-            && let Some(oldest) = open.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| *k)
-        {
-            open.remove(&oldest);
-        }
-        open.insert((key, base), (Rc::clone(&file), now));
+        self.open.borrow_mut().insert((key, base), Rc::clone(&file), 1);
         Ok(file)
     }
 
@@ -283,21 +270,21 @@ impl<H: Host> FileCache<H> {
     /// The file of a segment if it is open.
     #[must_use]
     pub fn opened(&self, key: PartitionKey, base: Offset) -> Option<SharedSegment<H>> {
-        self.open.borrow().get(&(key, base)).map(|(file, _)| Rc::clone(file))
+        self.open.borrow().peek(&(key, base)).cloned()
     }
 
     /// Closes what is open of a partition, or one segment of it.
     pub fn forget(&self, key: PartitionKey, base: Option<Offset>) {
-        let stays = |(k, b): &(PartitionKey, Offset)| *k != key || base.is_some_and(|base| base != *b);
-        self.open.borrow_mut().retain(|of, _| stays(of));
-        self.unsynced.borrow_mut().retain(stays);
+        let gone = (key, base.unwrap_or(Offset::MIN))..=(key, base.unwrap_or(Offset::MAX));
+        self.open.borrow_mut().remove_range(gone.clone());
+        self.unsynced.borrow_mut().extract_if(gone, |_| true).for_each(drop);
     }
 }
 
 /// Ends the wait of others for a file, however its opening ends.
 struct Turn<'a, H: Host> {
     files: &'a FileCache<H>,
-    of: (PartitionKey, Offset),
+    of: SegmentKey,
 }
 
 impl<H: Host> Drop for Turn<'_, H> {

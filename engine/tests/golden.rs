@@ -2,7 +2,7 @@
 //!
 //! `MILLRACE_TEST_WRITE_GOLDEN=1` writes the files of the current format where they are missing.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use millrace_engine::{
     PartitionKey,
@@ -194,19 +194,15 @@ fn checkpoint_1() {
     let (state, _) = log();
     let dir = Path::new("/data/checkpoint");
     let path = dir.join("0000000006-0002.checkpoint");
-    let written = checkpoint::Checkpoint::new(
-        Position { seq: 5, offset: 8192 },
-        0,
-        vec![checkpoint::PartitionCheckpoint::capture(&state)],
-    );
-    let base = checkpoint::Checkpoint::default();
     let host = SimHost::new();
     host.run(async {
         let shard = checkpoint::Name::Shard {
             incarnation: 6,
             shard: 2,
         };
-        checkpoint::store(&host, dir, shard, &written).await
+        let replay_from = Position { seq: 5, offset: 8192 };
+        let captured = vec![Arc::new(checkpoint::Captured::of(&state))];
+        checkpoint::store(&host, dir, shard, replay_from, 0, captured).await
     })
     .expect("nothing cuts the run")
     .expect("a disk without faults");
@@ -216,7 +212,7 @@ fn checkpoint_1() {
     let found = host
         .run(async {
             let name = checkpoint::Name::Base { incarnation: 6 };
-            checkpoint::store(&host, dir, name, &base).await?;
+            checkpoint::store(&host, dir, name, Position::START, 0, Vec::new()).await?;
             checkpoint::load(&host, dir).await
         })
         .expect("nothing cuts the run")

@@ -40,6 +40,8 @@ const SNAPSHOT_BYTES: u64 = 16 << 20;
 /// Appends take one of these each and hold it until the state knows of them; a snapshot and the expiry of offsets
 /// take all, so that what they read and what the log says are the same.
 const APPENDS: u64 = 1 << 20;
+/// Groups whose offsets expire before others have their turn.
+const EXPIRED_AT_ONCE: usize = 64;
 /// Pause before a partition that could not be loaded is loaded again.
 const LOAD_RETRY: Duration = Duration::from_secs(1);
 /// How long a request about a group waits for its partition to be loaded.
@@ -236,8 +238,14 @@ impl GroupsDriver {
             let seen = self.clock_generation.get();
             let now = node.steady_ms();
             if now >= next_expiry {
-                let _all = self.appends.acquire(APPENDS).await;
-                self.state.borrow_mut().expire_offsets(now);
+                let ids = self.state.borrow().ids();
+                for some in ids.chunks(EXPIRED_AT_ONCE) {
+                    let all = self.appends.acquire(APPENDS).await;
+                    self.state.borrow_mut().expire_offsets(some, now);
+                    drop(all);
+                    self.drain(node).await;
+                    node.host.yield_now().await;
+                }
                 next_expiry = now + 60_000;
             }
             self.state.borrow_mut().tick(now);
@@ -543,7 +551,7 @@ impl GroupsDriver {
             return Ok(());
         };
         let due = *self.snapshot_at.borrow().get(&key.partition).unwrap_or(&SNAPSHOT_BYTES);
-        if log.status().size_bytes < due {
+        if log.size_bytes() < due {
             return Ok(());
         }
         let _all = self.appends.acquire(APPENDS).await;
@@ -584,7 +592,7 @@ impl GroupsDriver {
         }
         self.snapshot_at
             .borrow_mut()
-            .insert(key.partition, log.status().size_bytes + SNAPSHOT_BYTES);
+            .insert(key.partition, log.size_bytes() + SNAPSHOT_BYTES);
         Ok(())
     }
 }

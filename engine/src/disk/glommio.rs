@@ -179,14 +179,15 @@ impl GlommioHost {
         Ok(stat.f_blocks * stat.f_frsize)
     }
 
-    /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping.
+    /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping, `workers` are the cores for the
+    /// kernel's worker threads.
     ///
     /// # Errors
     /// What the system says if a ring cannot be set up.
-    pub fn new(background: TaskQueueHandle) -> io::Result<Self> {
+    pub fn new(background: TaskQueueHandle, workers: &[usize]) -> io::Result<Self> {
         Ok(Self {
             background,
-            uring: Rc::new(Uring::new()?),
+            uring: Rc::new(Uring::new(workers)?),
         })
     }
 }
@@ -198,13 +199,8 @@ impl Host for GlommioHost {
         DmaBuf(::glommio::allocate_dma_buffer(len))
     }
 
-    async fn touch(&self, mut memory: BytesMut) -> BytesMut {
-        aside(move || {
-            memory.resize(memory.capacity(), 0);
-            memory.clear();
-            memory
-        })
-        .await
+    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        aside(work).await
     }
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<GlommioFile> {

@@ -89,13 +89,29 @@ impl Operation<'_> {
     }
 }
 
+/// Lets the kernel's worker threads of this thread run on these cores. They belong to the thread, not to a ring, so glommio's rings
+/// have the same; and are bound to the shard's own core otherwise, where one that makes a file can keep the shard waiting for as long as
+/// the file system takes (kernel-notes.md). Linux 5.14 or newer.
+fn place_workers(ring: &IoUring, cores: &[usize]) -> io::Result<()> {
+    // SAFETY: a set of cores is a plain array of bits; one of zeros is empty.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for core in cores {
+        // SAFETY: cores beyond the set's end are left out by it.
+        unsafe { libc::CPU_SET(*core, &mut set) };
+    }
+    ring.submitter().register_iowq_aff(&set)
+}
+
 impl Uring {
-    /// Must be called on an executor's thread.
+    /// Must be called on an executor's thread, whose rings' kernel workers run on `workers` from then on.
     ///
     /// # Errors
     /// What the system says.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(workers: &[usize]) -> io::Result<Self> {
         let ring = IoUring::new(READS_MAX)?;
+        if let Err(error) = place_workers(&ring, workers) {
+            tracing::debug!(%error, "the kernel's workers share the shards' cores");
+        }
         // Blocking, or io_uring would report EAGAIN instead of waiting.
         let signal = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         ring.submitter().register_eventfd(signal.as_raw_fd())?;

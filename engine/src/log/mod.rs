@@ -8,5 +8,5 @@ pub mod producer_state;
 pub mod state;
 
 pub use epoch_cache::EpochCache;
-pub use producer_state::{IN_FLIGHT, ProducerStates, SequenceCheck};
+pub use producer_state::{IN_FLIGHT, ProducerEntry, ProducerStates, SequenceCheck};
 pub use state::{Cut, LogConfig, LogState, SegmentMeta};

@@ -1,4 +1,4 @@
-//! What idempotent producers wrote last (KIP-98): a window of five batches each, so that a retry is answered
+//! What idempotent producers wrote last (KIP-98): a window of batches each, so that a retry is answered
 //! with the first offset instead of being appended again, and a gap is refused.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,6 +9,7 @@ use crate::{
     batch::BatchHeader,
     error::AppendError,
     kafka_batch::BatchInfo,
+    slab::{Slab, Snapshot},
     types::{Offset, ProducerEpoch, ProducerId},
 };
 
@@ -17,8 +18,10 @@ pub const IN_FLIGHT: usize = 5;
 /// Batches remembered per producer: those in flight, which a cut of the log may take away, and as many before them.
 pub const WINDOW: usize = 2 * IN_FLIGHT;
 
-/// Producers remembered per partition; above it the one idle longest is forgotten, as if it had expired.
+/// Producers remembered per partition; above it one that has been idle for long is forgotten, as if it had expired.
 pub const PRODUCERS_MAX: usize = 100_000;
+/// Producers looked at for one that has been idle for long.
+const LOOKS: usize = 32;
 
 /// One remembered batch.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,9 +70,34 @@ pub enum SequenceCheck {
 }
 
 /// All producers of a partition.
-#[derive(Archive, Serialize, Deserialize, Clone, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct ProducerStates {
-    entries: HashMap<ProducerId, ProducerEntry>,
+    places: HashMap<ProducerId, usize>,
+    entries: Slab<(ProducerId, ProducerEntry)>,
+    /// Each once, with when it had written last when it was put here: whoever is first and has not written since is the one idle longest.
+    queue: VecDeque<(ProducerId, i64)>,
+}
+
+impl PartialEq for ProducerStates {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().all(|(id, entry)| other.get(id) == Some(entry))
+    }
+}
+
+impl Eq for ProducerStates {}
+
+impl FromIterator<(ProducerId, ProducerEntry)> for ProducerStates {
+    fn from_iter<I: IntoIterator<Item = (ProducerId, ProducerEntry)>>(entries: I) -> Self {
+        let mut states = Self::default();
+        for (id, entry) in entries {
+            states.add(id, entry);
+        }
+        states
+            .queue
+            .make_contiguous()
+            .sort_unstable_by_key(|(_, written)| *written);
+        states
+    }
 }
 
 /// Sequence numbers wrap from `i32::MAX` to 0.
@@ -86,7 +114,7 @@ impl ProducerStates {
         if header.producer_id < 0 {
             return Ok(SequenceCheck::New);
         }
-        let Some(entry) = self.entries.get(&header.producer_id) else {
+        let Some(entry) = self.get(header.producer_id) else {
             // Unknown or expired: any first sequence is taken, as Kafka does since KIP-360.
             return Ok(SequenceCheck::New);
         };
@@ -133,7 +161,7 @@ impl ProducerStates {
         if batch.producer_id < 0 {
             return false;
         }
-        let entry = self.entries.get(&batch.producer_id);
+        let entry = self.get(batch.producer_id);
         match entry.and_then(|e| e.window.back().map(|last| (e, last))) {
             Some((entry, last)) if batch.producer_epoch == entry.epoch => {
                 let there = entry.window.iter().any(|b| b.first_sequence == batch.base_sequence);
@@ -146,17 +174,31 @@ impl ProducerStates {
 
     /// Notes an appended batch. Noting a batch a second time (replay over a snapshot) changes nothing.
     pub fn note(&mut self, header: &BatchHeader, now_ms: i64) {
-        if header.producer_id < 0 {
+        let id = header.producer_id;
+        if id < 0 {
             return;
         }
-        let entry = self.entries.entry(header.producer_id).or_insert_with(|| ProducerEntry {
-            epoch: header.producer_epoch,
-            window: VecDeque::with_capacity(WINDOW),
-            last_written_ms: now_ms,
+        let known = self.places.get(&id).copied();
+        let place = known.unwrap_or_else(|| {
+            if self.len() >= PRODUCERS_MAX {
+                self.forget_idlest(self.len() >= PRODUCERS_MAX + PRODUCERS_MAX / 16);
+            }
+            self.add(
+                id,
+                ProducerEntry {
+                    epoch: header.producer_epoch,
+                    window: VecDeque::new(),
+                    last_written_ms: now_ms,
+                },
+            )
         });
-        if entry.window.back().is_some_and(|b| b.last_offset >= header.base_offset) {
+        let there = |entry: &ProducerEntry| entry.window.back().is_some_and(|b| b.last_offset >= header.base_offset);
+        if self.entries.get(place).is_none_or(|(_, entry)| there(entry)) {
             return;
         }
+        let Some((_, entry)) = self.entries.get_mut(place) else {
+            return;
+        };
         if header.producer_epoch != entry.epoch {
             entry.epoch = header.producer_epoch;
             entry.window.clear();
@@ -171,34 +213,109 @@ impl ProducerStates {
             last_offset: header.last_offset,
         });
         entry.last_written_ms = now_ms;
-        if self.entries.len() > PRODUCERS_MAX
-            && let Some(oldest) = self
-                .entries
-                .iter()
-                .min_by_key(|(_, e)| e.last_written_ms)
-                .map(|(id, _)| *id)
-        {
-            self.entries.remove(&oldest);
-        }
     }
 
     /// Forgets what was written at or after `log_end`. A producer of whom nothing is left is forgotten.
     pub fn truncate(&mut self, log_end: Offset) {
-        self.entries.retain(|_, entry| {
-            let before = entry.window.len();
-            entry.window.retain(|b| b.first_offset < log_end);
-            before == entry.window.len() || !entry.window.is_empty()
-        });
+        let cut = |entry: &ProducerEntry| entry.window.iter().any(|b| b.first_offset >= log_end);
+        let concerned: Vec<ProducerId> = self.iter().filter(|(_, e)| cut(e)).map(|(id, _)| id).collect();
+        let mut gone = Vec::new();
+        for id in concerned {
+            if let Some((_, entry)) = self.places.get(&id).and_then(|place| self.entries.get_mut(*place)) {
+                entry.window.retain(|b| b.first_offset < log_end);
+                if entry.window.is_empty() {
+                    gone.push(id);
+                }
+            }
+        }
+        self.forget(&gone);
     }
 
     /// Forgets producers that last wrote before `before_ms`.
     pub fn expire(&mut self, before_ms: i64) {
-        self.entries.retain(|_, e| e.last_written_ms >= before_ms);
+        let idle = self.iter().filter(|(_, e)| e.last_written_ms < before_ms);
+        let gone: Vec<ProducerId> = idle.map(|(id, _)| id).collect();
+        self.forget(&gone);
+    }
+
+    /// Forgets a producer that has been idle for long: the one idle longest, unless that would take many looks. Then nobody, or, at any
+    /// rate, somebody. Returns whether it did.
+    pub fn forget_idlest(&mut self, at_any_rate: bool) -> bool {
+        let mut idlest: Option<(ProducerId, i64)> = None;
+        for _ in 0..LOOKS.min(self.queue.len()) {
+            let Some((id, written_then)) = self.queue.pop_front() else {
+                break;
+            };
+            let written = self.get(id).map_or(written_then, |entry| entry.last_written_ms);
+            if written == written_then {
+                self.remove(id);
+                return true;
+            }
+            self.queue.push_back((id, written));
+            if idlest.is_none_or(|(_, least)| written < least) {
+                idlest = Some((id, written));
+            }
+        }
+        let Some((id, _)) = idlest.filter(|_| at_any_rate) else {
+            return false;
+        };
+        self.remove(id);
+        // It is among the last.
+        if let Some(at) = self.queue.iter().rposition(|(queued, _)| *queued == id) {
+            self.queue.remove(at);
+        }
+        true
+    }
+
+    fn add(&mut self, id: ProducerId, entry: ProducerEntry) -> usize {
+        self.queue.push_back((id, entry.last_written_ms));
+        let place = self.entries.insert((id, entry));
+        self.places.insert(id, place);
+        place
+    }
+
+    fn remove(&mut self, id: ProducerId) {
+        if let Some(place) = self.places.remove(&id) {
+            self.entries.remove(place);
+        }
+    }
+
+    fn forget(&mut self, gone: &[ProducerId]) {
+        if gone.is_empty() {
+            return;
+        }
+        for id in gone {
+            self.remove(*id);
+        }
+        self.queue.retain(|(id, _)| self.places.contains_key(id));
+    }
+
+    fn get(&self, id: ProducerId) -> Option<&ProducerEntry> {
+        let place = *self.places.get(&id)?;
+        self.entries.get(place).map(|(_, entry)| entry)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
     }
 
     /// Producers, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (ProducerId, &ProducerEntry)> {
-        self.entries.iter().map(|(id, e)| (*id, e))
+        self.entries.iter().map(|(id, entry)| (*id, entry))
+    }
+
+    /// All of them as they are now; it costs little, however many there are.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot<(ProducerId, ProducerEntry)> {
+        self.entries.snapshot()
     }
 }
 
@@ -335,6 +452,34 @@ mod tests {
         assert!(misses(7, 2, 1) && misses(8, 0, 1));
         assert!(!misses(7, 2, 0) && !misses(8, 0, 0) && !misses(-1, -1, -1));
         assert!(!misses(7, 0, 3), "it is fenced");
+    }
+
+    #[test]
+    fn who_has_been_idle_longest_is_forgotten() {
+        let mut states = ProducerStates::default();
+        let by = |producer_id, offset| BatchHeader {
+            producer_id,
+            ..header(0, offset as i32, 1, offset)
+        };
+        for id in 0..100 {
+            states.note(&by(id, id), id);
+        }
+        for id in 0..50 {
+            states.note(&by(id, 100 + id), 100 + id);
+        }
+        // Those that have written since are put behind, so many at a time.
+        assert!(!states.forget_idlest(false));
+        for idlest in 50..100 {
+            assert!(states.get(idlest).is_some());
+            assert!(states.forget_idlest(false) && states.get(idlest).is_none());
+        }
+        assert!(states.forget_idlest(false) && states.get(0).is_none());
+        // Where all write all the time it is the one that has not for longest of those looked at.
+        for id in 1..50 {
+            states.note(&by(id, 200 + id), 200 + id);
+        }
+        assert!(states.forget_idlest(true) && states.get(1).is_none());
+        assert_eq!((states.len(), states.queue.len()), (48, 48));
     }
 
     #[test]

@@ -154,6 +154,7 @@ impl<H: Host> Shard<H> {
                     .map(|(_, end)| end)
             };
             partition.note_in_index(&batch, restarted_at);
+            self.count_producers(partition);
             self.push(partition, batch, direct, &config, &permit);
         }
         let log_start = partition.state.borrow().log_start();
@@ -169,6 +170,24 @@ impl<H: Host> Shard<H> {
             log_start,
             duplicate: false,
         }
+    }
+
+    /// Keeps the producers remembered within what the shard may remember.
+    pub(super) fn count_producers(&self, partition: &Partition) {
+        let mut state = partition.state.borrow_mut();
+        let (now, before) = (state.producers.len(), partition.producers.get());
+        if now == before {
+            return;
+        }
+        let max = self.0.config.producers_max;
+        let mut all = self.0.producers.get() + now - before;
+        let mut here = now;
+        if now > before && all > max && here > 1 && state.producers.forget_idlest(all > max + max / 16) {
+            here -= 1;
+            all -= 1;
+        }
+        partition.producers.set(here);
+        self.0.producers.set(all);
     }
 
     /// Large batches take the journal while it has plenty of room: one flush for those of all partitions. Where write-back falls

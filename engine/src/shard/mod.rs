@@ -22,7 +22,7 @@ mod writeback;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{VecDeque, hash_map::Entry},
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -33,7 +33,7 @@ pub use partition::{Partition, PartitionStatus};
 pub use read::{FoundTime, Records};
 
 use crate::{
-    arena::Arena,
+    arena::{self, Arena},
     cache::ReadCache,
     error::StorageError,
     host::Host,
@@ -84,6 +84,9 @@ pub struct ShardConfig {
     pub free_bytes_min: u64,
     /// A producer that has not written for so long is forgotten.
     pub producer_expiration_ms: i64,
+    /// Producers remembered, of all partitions together; above it a partition that remembers another one forgets one that has been idle for
+    /// long, if it has several.
+    pub producers_max: usize,
 }
 
 impl ShardConfig {
@@ -145,6 +148,8 @@ pub(crate) struct Inner<H: Host> {
     /// Batches in memory, oldest first: the order of eviction.
     pub(crate) tail_order: RefCell<PagedDeque<(Rc<Partition>, Offset)>>,
     pub(crate) tail_bytes: Cell<usize>,
+    /// Producers remembered, as of each partition's last append.
+    pub(crate) producers: Cell<usize>,
     pub(crate) dirty: RefCell<Vec<Rc<Partition>>>,
     pub(crate) writeback_wanted: Cell<bool>,
     pub(crate) writeback_signal: WaitList,
@@ -206,6 +211,7 @@ impl<H: Host> Shard<H> {
             partitions: RefCell::default(),
             tail_order: RefCell::default(),
             tail_bytes: Cell::new(0),
+            producers: Cell::new(0),
             dirty: RefCell::default(),
             writeback_wanted: Cell::new(false),
             writeback_signal: WaitList::default(),
@@ -230,7 +236,7 @@ impl<H: Host> Shard<H> {
         host.spawn(async move {
             while !s.0.closing.get() {
                 let chunk = s.0.arena.next_wanted().await;
-                s.0.arena.add(s.0.host.touch(chunk).await);
+                s.0.arena.add(s.0.host.aside(|| arena::touched(chunk)).await);
             }
         });
         let s = shard.clone();
@@ -251,8 +257,10 @@ impl<H: Host> Shard<H> {
     /// Takes in a partition: one that recovery brought back, or a new one.
     pub fn add_partition(&self, state: LogState, config: LogConfig) {
         let key = state.key;
-        let partition = Rc::new(Partition::new(state, config));
-        self.0.partitions.borrow_mut().entry(key).or_insert(partition);
+        if let Entry::Vacant(place) = self.0.partitions.borrow_mut().entry(key) {
+            let partition = place.insert(Rc::new(Partition::new(state, config)));
+            self.count_producers(partition);
+        }
     }
 
     /// A partition of this shard.

@@ -85,6 +85,7 @@ impl<H: Host> Shard<H> {
         // Readers that were under way when it last left may have opened and kept some of it again.
         self.0.files.forget(key, None);
         self.0.read_cache.forget(key);
+        self.count_producers(&partition);
         self.0.partitions.borrow_mut().insert(key, Rc::new(partition));
         let stored = self.checkpoint_again().await;
         if stored.is_err() {
@@ -116,6 +117,8 @@ impl<H: Host> Shard<H> {
         self.0.files.forget(*key, None);
         self.0.read_cache.forget(*key);
         self.0.index_cache.forget_all(*key);
+        let counted = partition.producers.take();
+        self.0.producers.set(self.0.producers.get() - counted);
         let mut tail = partition.tail.take();
         let shard = self.clone();
         self.0.host.spawn(async move {

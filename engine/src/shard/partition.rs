@@ -3,12 +3,12 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    rc::Rc,
+    sync::Arc,
 };
 
 use crate::{
     batch::{Batch, RecordKind},
-    checkpoint::PartitionCheckpoint,
+    checkpoint::Captured,
     error::StorageError,
     index::SegmentIndex,
     journal::Entry,
@@ -76,8 +76,10 @@ pub struct Partition {
     /// Everything below is in segments; some above may be too. Where write-back begins to look.
     pub(crate) unwritten_from: Cell<Offset>,
     /// The state as of when all of it was last in segments: what a checkpoint says.
-    pub(crate) in_segments: RefCell<Rc<PartitionCheckpoint>>,
+    pub(crate) in_segments: RefCell<Arc<Captured>>,
     pub(crate) unflushed_messages: Cell<i64>,
+    /// Producers that the shard counts as remembered here.
+    pub(crate) producers: Cell<usize>,
     /// How often the log was cut.
     pub(crate) cuts: Cell<u64>,
     /// Index of the segment appended to.
@@ -98,8 +100,6 @@ pub struct PartitionStatus {
     pub durable_end: Offset,
     /// Next offset to be assigned.
     pub log_end: Offset,
-    /// Bytes of its segments.
-    pub size_bytes: u64,
     /// The last leader epoch that wrote, -1 for none.
     pub latest_epoch: LeaderEpoch,
 }
@@ -116,7 +116,7 @@ impl Partition {
     pub(crate) fn new(state: LogState, config: LogConfig) -> Self {
         Self {
             key: state.key,
-            in_segments: RefCell::new(Rc::new(PartitionCheckpoint::capture(&state))),
+            in_segments: RefCell::new(Arc::new(Captured::of(&state))),
             state: RefCell::new(state),
             config: Cell::new(config),
             tail: RefCell::default(),
@@ -130,6 +130,7 @@ impl Partition {
             dirty: Cell::new(false),
             unwritten_from: Cell::new(0),
             unflushed_messages: Cell::new(0),
+            producers: Cell::new(0),
             cuts: Cell::new(0),
             active_index: RefCell::default(),
             sealed_indexes: RefCell::default(),
@@ -137,7 +138,7 @@ impl Partition {
         }
     }
 
-    /// Offsets and size now.
+    /// Offsets now.
     #[must_use]
     pub fn status(&self) -> PartitionStatus {
         let state = self.state.borrow();
@@ -146,9 +147,14 @@ impl Partition {
             high_watermark: state.high_watermark(),
             durable_end: state.durable_end(),
             log_end: state.log_end(),
-            size_bytes: state.size_bytes(),
             latest_epoch: state.epochs.latest().unwrap_or(-1),
         }
+    }
+
+    /// Bytes of its segments.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.state.borrow().size_bytes()
     }
 
     /// Work done for it since it is on this shard: bytes appended and read, and as many again as [`REQUEST_WORK`] for each time.

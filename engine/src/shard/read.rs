@@ -71,12 +71,11 @@ impl<H: Host> Shard<H> {
         max_bytes: usize,
         at_least_one: bool,
     ) -> Result<Records, ReadError> {
+        let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
         let mut out = Records::default();
-        if let Some(partition) = self.partition(&key) {
-            // Growing step by step would copy a large answer several times.
-            let expected = partition.bytes_available(offset, max_bytes as u64) as usize;
-            out.bytes.reserve(expected.min(max_bytes));
-        }
+        // Growing step by step would copy a large answer several times.
+        let expected = partition.bytes_available(offset, max_bytes as u64) as usize;
+        out.bytes.reserve(expected.min(max_bytes));
         let mut next = offset;
         let visited = self.visit(key, offset, |batch| {
             if !out.bytes.is_empty() || !at_least_one {
@@ -94,7 +93,9 @@ impl<H: Host> Shard<H> {
             Err(ReadError::Storage(_)) if next > offset => {}
             other => other?,
         }
-        let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
+        if partition.deleted.get() {
+            return Err(ReadError::UnknownPartition(key));
+        }
         partition.note_work(out.bytes.len());
         let state = partition.state.borrow();
         out.log_start = state.log_start();

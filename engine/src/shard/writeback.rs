@@ -3,11 +3,11 @@
 //! A pass writes every partition that has batches only in the journal, flushes each segment touched, stores a
 //! checkpoint, and only then lets the ring use the files behind it again.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
     batch::Batch,
-    checkpoint::{self, Checkpoint, Name, PartitionCheckpoint},
+    checkpoint::{self, Captured, Name},
     error::StorageError,
     host::Host,
     index::SegmentIndex,
@@ -44,7 +44,7 @@ struct Written {
     /// Everything below is in segments.
     end: Offset,
     /// The state as of then.
-    snapshot: PartitionCheckpoint,
+    captured: Captured,
 }
 
 impl<H: Host> Shard<H> {
@@ -210,10 +210,10 @@ impl<H: Host> Shard<H> {
     async fn write_partition(&self, partition: &Rc<Partition>, flush_later: bool) -> Result<Written, StorageError> {
         partition.check_healthy()?;
         // Later appends begin in a block of their own, so that no block is written twice.
-        let (end, snapshot) = {
+        let (end, captured) = {
             let mut state = partition.state.borrow_mut();
             state.close_block();
-            (state.log_end(), PartitionCheckpoint::capture(&state))
+            (state.log_end(), Captured::of(&state))
         };
         partition
             .changed
@@ -232,13 +232,13 @@ impl<H: Host> Shard<H> {
         };
         self.write_to_segments(partition, &batches, Some(&self.0.pace), flush_later)
             .await?;
-        Ok(Written { batches, end, snapshot })
+        Ok(Written { batches, end, captured })
     }
 
     async fn finish_partition(&self, partition: &Rc<Partition>, written: Written) {
         self.mark_written(partition, &written.batches);
         partition.unwritten_from.set(written.end);
-        *partition.in_segments.borrow_mut() = Rc::new(written.snapshot);
+        *partition.in_segments.borrow_mut() = Arc::new(written.captured);
         self.store_sealed_indexes(partition).await;
     }
 
@@ -342,7 +342,7 @@ impl<H: Host> Shard<H> {
         let partitions = self
             .partitions()
             .iter()
-            .map(|p| PartitionCheckpoint::clone(&p.in_segments.borrow()))
+            .map(|p| Arc::clone(&p.in_segments.borrow()))
             .collect();
         checkpoint::store(
             &inner.host,
@@ -351,7 +351,9 @@ impl<H: Host> Shard<H> {
                 incarnation: inner.config.incarnation,
                 shard: inner.config.shard,
             },
-            &Checkpoint::new(tail, 0, partitions),
+            tail,
+            0,
+            partitions,
         )
         .await?;
         inner.checkpointed.set(tail);

@@ -32,6 +32,7 @@ pub fn config(shard: u32, incarnation: u64) -> ShardConfig {
         sync_all_min: usize::MAX,
         free_bytes_min: 0,
         producer_expiration_ms: i64::MAX / 2,
+        producers_max: 1_000,
     }
 }
 

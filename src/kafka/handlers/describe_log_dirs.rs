@@ -60,7 +60,7 @@ pub async fn handle(
     let work = found.iter().map(|(_, _, core, key)| (*core, *key)).collect();
     let sizes = scatter(node, work, |n, keys| async move {
         keys.iter()
-            .map(|k| n.engine.partition(k).map_or(0, |p| p.status().size_bytes as i64))
+            .map(|k| n.engine.partition(k).map_or(0, |p| p.size_bytes() as i64))
             .collect()
     })
     .await;

@@ -5,7 +5,10 @@
 //! `tests/smoke.rs` for a moment with every test run. What checksums guard is also tried with the checksum put right, or
 //! nothing behind it would ever be reached.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::{
@@ -25,7 +28,7 @@ use millrace_engine::{
     disk::sim::SimHost,
     host::{Host, HostFile, OpenMode},
     index::SegmentIndex,
-    journal::{format::GroupHeader, slot_path},
+    journal::{Position, format::GroupHeader, slot_path},
     kafka_batch::{self, BATCH_HEADER_LEN, NewRecord},
     layout::{BLOCK, FileHeader, FileKind},
     log::EpochCache,
@@ -227,6 +230,7 @@ fn shard_config() -> ShardConfig {
         sync_all_min: 8,
         free_bytes_min: 0,
         producer_expiration_ms: i64::MAX / 2,
+        producers_max: 1_000,
     }
 }
 
@@ -238,7 +242,9 @@ fn journal(data: &[u8]) {
         &host,
         &config.checkpoint_dir(),
         checkpoint::Name::Base { incarnation: 1 },
-        &checkpoint::Checkpoint::default(),
+        Position::START,
+        0,
+        Vec::new(),
     ))
     .expect("nothing cuts the run")
     .expect("a simulated disk without faults");
@@ -505,10 +511,10 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
     let host = SimHost::new();
     let config = shard_config();
     let state = millrace_engine::log::LogState::new(KEY);
-    let one = checkpoint::PartitionCheckpoint::capture(&state);
-    let stored = checkpoint::Checkpoint::new(millrace_engine::journal::Position::START, 1, vec![one]);
+    let one = Arc::new(checkpoint::Captured::of(&state));
     let name = checkpoint::Name::Base { incarnation: 1 };
-    host.run(checkpoint::store(&host, &config.checkpoint_dir(), name, &stored))
+    let dir = config.checkpoint_dir();
+    host.run(checkpoint::store(&host, &dir, name, Position::START, 1, vec![one]))
         .expect("nothing cuts the run")
         .expect("a simulated disk without faults");
     archive_and_file(host.contents(&config.checkpoint_dir().join("0000000001-base.checkpoint")))

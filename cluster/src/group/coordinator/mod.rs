@@ -127,6 +127,8 @@ pub struct Coordinator {
     groups: HashMap<String, Group>,
     /// When to look at a group again; stale entries are harmless.
     deadlines: BTreeSet<(i64, String)>,
+    /// The earliest of a group's: a later one would add nothing, it is asked again then.
+    armed: HashMap<String, i64>,
     outputs: VecDeque<Output>,
 }
 
@@ -138,6 +140,7 @@ impl Coordinator {
             config,
             groups: HashMap::new(),
             deadlines: BTreeSet::new(),
+            armed: HashMap::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -167,6 +170,12 @@ impl Coordinator {
     /// All groups, in no order.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()
+    }
+
+    /// Ids of all groups, in no order.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        self.groups.keys().cloned().collect()
     }
 
     /// Takes in a record of the log (loading).
@@ -277,7 +286,8 @@ impl Coordinator {
         if let Some(lapse) = group.pending.values().min() {
             next = next.min(*lapse);
         }
-        if next < i64::MAX {
+        if next < self.armed.get(id).copied().unwrap_or(i64::MAX) {
+            self.armed.insert(id.to_owned(), next);
             self.deadlines.insert((next, id.to_owned()));
         }
     }
@@ -289,6 +299,7 @@ impl Coordinator {
                 break;
             }
             self.deadlines.pop_first();
+            self.armed.remove(&id);
             self.tick_group(&id, now);
             self.arm(&id);
         }

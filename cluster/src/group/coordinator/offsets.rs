@@ -142,11 +142,13 @@ impl Coordinator {
     }
 
     /// Forgets offsets that are older than `offsets.retention.minutes` in groups without members, and in stable groups of
-    /// consumers those of topics that no member subscribes to any more (KIP-211); forgets groups that have nothing left.
-    pub fn expire_offsets(&mut self, now: i64) {
+    /// consumers those of topics that no member subscribes to any more (KIP-211); forgets groups that have nothing left. Of these groups:
+    /// a node may coordinate so many that looking at all takes long.
+    pub fn expire_offsets(&mut self, ids: &[String], now: i64) {
         let retention = self.config.offsets_retention_ms;
         let mut empty = Vec::new();
-        for group in self.groups.values_mut() {
+        for id in ids {
+            let Some(group) = self.groups.get_mut(id) else { continue };
             let standalone = group.protocol_type.is_none();
             let subscribed = match group.state {
                 GroupState::Empty if group.pending.is_empty() => None,
