@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     rc::Rc,
     sync::Arc,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     task::Poll,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
-use millrace_engine::{BatchError, PartitionKey, ReadError, host::Host, kafka_batch::BatchInfo, shard::Partition};
+use millrace_engine::{BatchError, PartitionKey, ReadError, host::Host, kafka_batch::BatchInfo};
 use millrace_net::kafka::compression;
 
 use super::errors::Failure;
@@ -151,7 +151,7 @@ pub struct Given {
 /// anything gives a batch even if it is larger.
 pub async fn read(
     node: &Rc<Node>,
-    reads: Vec<Read>,
+    reads: &[Read],
     mut room: usize,
     mut at_least_one: bool,
 ) -> Vec<Result<Given, Failure>> {
@@ -168,7 +168,7 @@ pub async fn read(
     given
 }
 
-async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: bool) -> Result<Given, Failure> {
+async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: bool) -> Result<Given, Failure> {
     let slot = node.replication.slot(&read.key).ok_or_else(Failure::not_leader)?;
     let partition = Rc::clone(&slot.partition);
     slot.check_readable(read.epoch, read.followers)?;
@@ -219,44 +219,101 @@ async fn read_one(node: &Rc<Node>, read: Read, max_bytes: usize, at_least_one: b
     })
 }
 
-/// Ends waits on other shards when one of them has enough.
-#[derive(Default, Debug)]
-pub struct Cancel {
-    cancelled: AtomicBool,
-    waker: AtomicWaker,
+/// What the waits of one fetch on several shards share.
+#[derive(Debug)]
+pub struct Together {
+    min_bytes: u64,
+    /// Bytes that the shards have found.
+    found: AtomicU64,
+    over: AtomicBool,
 }
 
-impl Cancel {
-    /// Ends the wait.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-        self.waker.wake();
+impl Together {
+    /// Waits for so many bytes.
+    #[must_use]
+    pub fn new(min_bytes: u64) -> Self {
+        Self {
+            min_bytes,
+            found: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+        }
     }
 }
 
-/// Waits until partitions of this shard have `min_bytes` beyond the offsets given, for at most `time`.
-pub async fn wait_for_bytes(node: &Rc<Node>, reads: Vec<Read>, min_bytes: u64, time: Duration, cancel: Arc<Cancel>) {
-    let partitions: Vec<(Rc<Partition>, i64)> = reads
-        .iter()
-        .filter_map(|r| Some((node.engine.partition(&r.key)?, r.offset)))
-        .collect();
-    let places: Vec<_> = partitions.iter().map(|(p, _)| p.changes().place()).collect();
+/// One shard's part of a wait.
+#[derive(Debug)]
+pub struct Waiting {
+    together: Arc<Together>,
+    waker: AtomicWaker,
+}
+
+impl Waiting {
+    /// A part of a wait.
+    #[must_use]
+    pub fn new(together: Arc<Together>) -> Self {
+        Self {
+            together,
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// Ends the wait on all shards, and wakes this one's.
+    pub fn cancel(&self) {
+        self.together.over.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn is_over(&self) -> bool {
+        self.together.over.load(Ordering::Acquire)
+    }
+
+    /// Takes in what this shard has, where it had `before`. Returns whether it is enough with what the others have: whoever has the last
+    /// bytes that are wanted ends the wait.
+    fn is_enough_with(&self, bytes: u64, before: u64) -> bool {
+        let found = &self.together.found;
+        // Wraps where a log was cut, and so does the sum.
+        let change = bytes.wrapping_sub(before);
+        found.fetch_add(change, Ordering::AcqRel).wrapping_add(change) >= self.together.min_bytes
+    }
+}
+
+/// Waits until partitions of this shard and of the others have the bytes wanted beyond the offsets given, for at most `time`; less long
+/// where one of them can no longer be read as it was asked for, so that its client looks for another leader at once.
+pub async fn wait_for_bytes(node: &Rc<Node>, reads: &[Read], time: Duration, waiting: Arc<Waiting>) {
+    let mut slots = Vec::with_capacity(reads.len());
+    for read in reads {
+        let Some(slot) = node.replication.slot(&read.key) else {
+            return;
+        };
+        slots.push(slot);
+    }
+    let places: Vec<_> = slots.iter().map(|s| s.partition.changes().place()).collect();
+    let min_bytes = waiting.together.min_bytes;
+    let mut before = 0;
     let enough = poll_fn(|cx| {
-        if cancel.cancelled.load(Ordering::Acquire) || node.is_stopping() {
+        if waiting.is_over() || node.is_stopping() {
             return Poll::Ready(());
         }
-        cancel.waker.register(cx.waker());
+        waiting.waker.register(cx.waker());
         let mut bytes = 0;
-        for (partition, offset) in &partitions {
-            bytes += partition.bytes_available(*offset, min_bytes.saturating_sub(bytes));
-            if bytes >= min_bytes || partition.is_deleted() || partition.status().log_start > *offset {
+        for (slot, read) in slots.iter().zip(reads) {
+            let partition = &slot.partition;
+            bytes += partition.bytes_available(read.offset, min_bytes.saturating_sub(bytes));
+            if bytes >= min_bytes
+                || partition.is_deleted()
+                || partition.status().log_start > read.offset
+                || slot.check_readable(read.epoch, read.followers).is_err()
+            {
                 return Poll::Ready(());
             }
+        }
+        if waiting.is_enough_with(bytes, std::mem::replace(&mut before, bytes)) {
+            return Poll::Ready(());
         }
         for place in &places {
             place.register(cx);
         }
-        if cancel.cancelled.load(Ordering::Acquire) {
+        if waiting.is_over() {
             return Poll::Ready(());
         }
         Poll::Pending

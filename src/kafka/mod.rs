@@ -1,6 +1,6 @@
 //! Serving the Kafka protocol: [`connection`] reads frames and keeps the order of answers, [`dispatch`] finds the
-//! handler, [`handlers`] has one file per API, [`local`] what runs on the shard that owns a partition, [`errors`] the
-//! one mapping to Kafka's codes. [`room`] bounds what answers take, [`idle`] ends connections that nothing moves over.
+//! handler, [`handlers`] has one file per API, [`reads`] the passes of a fetch over shards, [`local`] what runs on the shard that owns a
+//! partition, [`errors`] the one mapping to Kafka's codes. [`room`] bounds what answers take, [`idle`] ends connections that nothing moves over.
 
 pub mod configs;
 pub mod connection;
@@ -13,6 +13,7 @@ pub mod handlers;
 pub mod idle;
 pub mod local;
 pub mod raft_voters;
+pub mod reads;
 pub mod room;
 pub mod sessions;
 pub mod topics;

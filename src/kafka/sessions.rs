@@ -1,6 +1,9 @@
 //! Fetch sessions (KIP-227): the broker remembers what a consumer fetches, so that it need only say what changed.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
 
 use uuid::Uuid;
 
@@ -32,13 +35,26 @@ pub struct Wanted {
     pub told_log_start: i64,
 }
 
-/// One session.
-#[derive(Clone, Debug, Default)]
-pub struct Session {
+/// Partitions of a fetch, in their order.
+pub type Partitions = Rc<Vec<(SessionPartition, Wanted)>>;
+
+/// What a client was told of one of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// High watermark, -1 with an error.
+    pub high_watermark: i64,
+    /// First offset of the log, -1 with an error.
+    pub log_start: i64,
+    /// With records.
+    pub gave: bool,
+}
+
+#[derive(Debug)]
+struct Session {
     /// The epoch that the next request must have.
-    pub next_epoch: i32,
+    next_epoch: i32,
     /// In the order of first mention; rotated so that none starves.
-    pub partitions: Vec<(SessionPartition, Wanted)>,
+    partitions: Partitions,
     used: u64,
 }
 
@@ -71,7 +87,7 @@ impl Sessions {
     }
 
     /// Keeps a new session; 0 if none are kept.
-    pub fn create(&mut self, partitions: Vec<(SessionPartition, Wanted)>) -> i32 {
+    pub fn create(&mut self, partitions: Partitions) -> i32 {
         if self.slots == 0 {
             return 0;
         }
@@ -113,8 +129,8 @@ impl Sessions {
         id: i32,
         epoch: i32,
         changed: Vec<(SessionPartition, Wanted)>,
-        forgotten: &[SessionPartition],
-    ) -> Result<Vec<(SessionPartition, Wanted)>, SessionError> {
+        forgotten: &HashSet<SessionPartition>,
+    ) -> Result<Partitions, SessionError> {
         let session = self.by_id.get_mut(&id).ok_or(SessionError::NotFound)?;
         if session.next_epoch != epoch {
             return Err(SessionError::InvalidEpoch);
@@ -122,47 +138,58 @@ impl Sessions {
         session.next_epoch = if epoch == i32::MAX { 1 } else { epoch + 1 };
         self.clock += 1;
         session.used = self.clock;
-        session.partitions.retain(|(p, _)| !forgotten.contains(p));
+        if !forgotten.is_empty() {
+            Rc::make_mut(&mut session.partitions).retain(|(p, _)| !forgotten.contains(p));
+        }
         if !changed.is_empty() {
-            let places: HashMap<SessionPartition, usize> = session
-                .partitions
-                .iter()
-                .enumerate()
+            let partitions = Rc::make_mut(&mut session.partitions);
+            let places: HashMap<SessionPartition, usize> = (partitions.iter().enumerate())
                 .map(|(i, (p, _))| (p.clone(), i))
                 .collect();
             for (partition, wanted) in changed {
                 match places.get(&partition) {
                     Some(place) => {
-                        let old = session.partitions[*place].1;
-                        session.partitions[*place].1 = Wanted {
+                        let old = partitions[*place].1;
+                        partitions[*place].1 = Wanted {
                             told_high_watermark: old.told_high_watermark,
                             told_log_start: old.told_log_start,
                             ..wanted
                         };
                     }
-                    None => session.partitions.push((partition, wanted)),
+                    None => partitions.push((partition, wanted)),
                 }
             }
         }
-        Ok(session.partitions.clone())
+        Ok(Rc::clone(&session.partitions))
     }
 
-    /// Notes what a client was told, and moves partitions that gave records to the end.
-    pub fn told(&mut self, id: i32, told: &HashMap<SessionPartition, (i64, i64, bool)>) {
+    /// Notes what a client was told of the partitions of its fetch, and moves those that gave records to the end.
+    pub fn told(&mut self, id: i32, partitions: Partitions, told: &[Told]) {
         let Some(session) = self.by_id.get_mut(&id) else { return };
-        let (mut front, mut back) = (Vec::new(), Vec::new());
-        for (partition, mut wanted) in std::mem::take(&mut session.partitions) {
-            match told.get(&partition) {
-                Some((high_watermark, log_start, gave)) => {
-                    wanted.told_high_watermark = *high_watermark;
-                    wanted.told_log_start = *log_start;
-                    if *gave { &mut back } else { &mut front }.push((partition, wanted));
-                }
-                None => front.push((partition, wanted)),
-            }
+        // Another request may have changed the session meanwhile.
+        if !Rc::ptr_eq(&session.partitions, &partitions) {
+            return;
         }
-        front.append(&mut back);
-        session.partitions = front;
+        drop(partitions);
+        let news = |((_, w), t): (&(SessionPartition, Wanted), &Told)| {
+            t.gave || w.told_high_watermark != t.high_watermark || w.told_log_start != t.log_start
+        };
+        if !session.partitions.iter().zip(told).any(news) {
+            return;
+        }
+        let partitions = Rc::make_mut(&mut session.partitions);
+        for ((_, wanted), told) in partitions.iter_mut().zip(told) {
+            wanted.told_high_watermark = told.high_watermark;
+            wanted.told_log_start = told.log_start;
+        }
+        if told.iter().any(|t| t.gave) {
+            let (mut front, mut back) = (Vec::with_capacity(partitions.len()), Vec::new());
+            for (partition, told) in partitions.drain(..).zip(told) {
+                if told.gave { &mut back } else { &mut front }.push(partition);
+            }
+            front.append(&mut back);
+            *partitions = front;
+        }
     }
 }
 
@@ -190,29 +217,64 @@ mod tests {
     #[test]
     fn a_session_remembers_and_forgets() {
         let mut sessions = Sessions::new(2);
-        let id = sessions.create(vec![(partition(0), WANTED), (partition(1), WANTED)]);
+        let id = sessions.create(Rc::new(vec![(partition(0), WANTED), (partition(1), WANTED)]));
         let moved = Wanted { offset: 9, ..WANTED };
         let now = sessions
             .update(
                 id,
                 1,
                 vec![(partition(1), moved), (partition(2), WANTED)],
-                &[partition(0)],
+                &HashSet::from([partition(0)]),
             )
             .expect("in step");
-        assert_eq!(now, vec![(partition(1), moved), (partition(2), WANTED)]);
-        assert_eq!(sessions.update(id, 1, vec![], &[]), Err(SessionError::InvalidEpoch));
-        assert!(sessions.update(id, 2, vec![], &[]).is_ok());
+        assert_eq!(*now, [(partition(1), moved), (partition(2), WANTED)]);
+        assert_eq!(
+            sessions.update(id, 1, vec![], &HashSet::new()),
+            Err(SessionError::InvalidEpoch)
+        );
+        assert!(sessions.update(id, 2, vec![], &HashSet::new()).is_ok());
+    }
+
+    #[test]
+    fn who_gave_records_is_asked_last() {
+        let mut sessions = Sessions::new(1);
+        let id = sessions.create(Rc::new((0..4).map(|n| (partition(n), WANTED)).collect()));
+        let order = |sessions: &mut Sessions, epoch| {
+            let now = sessions.update(id, epoch, vec![], &HashSet::new()).expect("in step");
+            let order: Vec<i32> = now.iter().map(|(p, _)| p.partition).collect();
+            (now, order)
+        };
+        let told = |gave| Told {
+            high_watermark: 7,
+            log_start: 3,
+            gave,
+        };
+        let (now, _) = order(&mut sessions, 1);
+        sessions.told(id, now, &[told(true), told(false), told(true), told(false)]);
+        let (now, found) = order(&mut sessions, 2);
+        assert_eq!(found, [1, 3, 0, 2]);
+        assert!(
+            now.iter()
+                .all(|(_, w)| (w.told_high_watermark, w.told_log_start) == (7, 3))
+        );
+        // What a client was told of what is no longer asked for is not taken for what is.
+        let changed = vec![(partition(9), WANTED)];
+        let (late, later) = (now, sessions.update(id, 3, changed, &HashSet::from([partition(1)])));
+        sessions.told(id, late, &[told(true); 4]);
+        let (now, found) = order(&mut sessions, 4);
+        assert_eq!(found, [3, 0, 2, 9]);
+        assert_eq!(Ok(now), later);
     }
 
     #[test]
     fn the_oldest_goes_when_all_slots_are_used() {
         let mut sessions = Sessions::new(2);
-        let first = sessions.create(vec![]);
-        let second = sessions.create(vec![]);
-        sessions.update(first, 1, vec![], &[]).expect("there");
-        sessions.create(vec![]);
-        assert_eq!(sessions.update(second, 1, vec![], &[]), Err(SessionError::NotFound));
-        assert!(sessions.update(first, 2, vec![], &[]).is_ok());
+        let none = HashSet::new();
+        let first = sessions.create(Partitions::default());
+        let second = sessions.create(Partitions::default());
+        sessions.update(first, 1, vec![], &none).expect("there");
+        sessions.create(Partitions::default());
+        assert_eq!(sessions.update(second, 1, vec![], &none), Err(SessionError::NotFound));
+        assert!(sessions.update(first, 2, vec![], &none).is_ok());
     }
 }

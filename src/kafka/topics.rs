@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use kafka_protocol::{ResponseError, messages::TopicName};
+use kafka_protocol::ResponseError;
 use millrace_cluster::metadata::TopicImage;
 use uuid::Uuid;
 
@@ -42,7 +42,7 @@ pub async fn catch_up(node: &Rc<Node>) -> bool {
 ///
 /// # Errors
 /// Unknown topic, or unknown topic id.
-pub fn find(view: &View, name: &TopicName, id: Uuid, by_id: bool) -> Result<Arc<TopicImage>, Failure> {
+pub fn find<'a>(view: &'a View, name: &str, id: Uuid, by_id: bool) -> Result<&'a Arc<TopicImage>, Failure> {
     if by_id {
         let unknown = || {
             Failure::new(
@@ -50,9 +50,9 @@ pub fn find(view: &View, name: &TopicName, id: Uuid, by_id: bool) -> Result<Arc<
                 "This server does not host this topic ID.",
             )
         };
-        return view.image.topic_by_id(&id).cloned().ok_or_else(unknown);
+        return view.image.topic_by_id(&id).ok_or_else(unknown);
     }
-    view.image.topic(name).cloned().ok_or_else(Failure::unknown_partition)
+    view.image.topic(name).ok_or_else(Failure::unknown_partition)
 }
 
 /// Compares the leader epoch a client knows with ours (KIP-320); -1 is "unknown".

@@ -40,7 +40,7 @@ def free_ports(count):
 class Node:
     def __init__(self, number, folder, kafka_port, cluster_port, peers, settings, cores):
         self.cores = cores
-        self.number, self.folder, self.kafka_port, self.cluster_port = number, folder, kafka_port, cluster_port
+        self.number, self.folder, self.port, self.cluster_port = number, folder, kafka_port, cluster_port
         self.peers, self.settings = peers, settings
         self.process = None
         self.environment = {}
@@ -49,7 +49,7 @@ class Node:
 
     def launch(self, *extra):
         command = [str(self.binary), "serve", "--data-dir", str(self.folder), "--node-id", str(self.number)]
-        command += ["--kafka-listen", f"127.0.0.1:{self.kafka_port}", "--cores", str(self.cores), "--memory", "256MiB"]
+        command += ["--kafka-listen", f"127.0.0.1:{self.port}", "--cores", str(self.cores), "--memory", "256MiB"]
         command += ["--cluster-listen", f"127.0.0.1:{self.cluster_port}", "--peers", self.peers]
         for name, value in self.settings.items():
             command += ["--set", f"{name}={value}"]
@@ -109,7 +109,7 @@ class Cluster:
 
     def command(self, *arguments):
         """Runs `millrace cluster …`."""
-        live = ",".join(f"127.0.0.1:{n.kafka_port}" for n in self.nodes if n.process.poll() is None)
+        live = ",".join(f"127.0.0.1:{n.port}" for n in self.nodes if n.process.poll() is None)
         done = subprocess.run(
             [BINARY, "cluster", *map(str, arguments), "--bootstrap", live], capture_output=True, text=True, timeout=60
         )
@@ -124,7 +124,7 @@ class Cluster:
 
     @property
     def bootstrap(self):
-        return ",".join(f"127.0.0.1:{n.kafka_port}" for n in self.nodes)
+        return ",".join(f"127.0.0.1:{n.port}" for n in self.nodes)
 
     def node(self, number):
         return self.nodes[number - 1]

@@ -22,7 +22,7 @@ def test_three_nodes_started_at_once_form_a_cluster(make_cluster):
     cluster.create("t")
     described = []
     for node in cluster.nodes:
-        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{node.kafka_port}"})
+        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{node.port}"})
         found = admin.list_topics("t", timeout=10)
         described.append((found.cluster_id, sorted(found.brokers), len(found.topics["t"].partitions)))
     assert described == [described[0]] * 3
@@ -33,7 +33,7 @@ def test_three_nodes_started_at_once_form_a_cluster(make_cluster):
 
 def test_a_topic_is_there_on_every_node_as_soon_as_its_creation_is_answered(make_cluster):
     cluster = make_cluster()
-    connections = [socket.create_connection(("127.0.0.1", n.kafka_port)) for n in cluster.nodes]
+    connections = [socket.create_connection(("127.0.0.1", n.port)) for n in cluster.nodes]
 
     def ask(connection, body):
         connection.sendall(struct.pack(">i", len(body)) + body)
@@ -94,7 +94,7 @@ def test_who_comes_after_a_kill_is_told_who_leads(make_cluster):
         until = time.monotonic() + 1
         while time.monotonic() < until:
             for node in others:
-                told = AdminClient({"bootstrap.servers": f"127.0.0.1:{node.kafka_port}"}).list_topics("t", timeout=20)
+                told = AdminClient({"bootstrap.servers": f"127.0.0.1:{node.port}"}).list_topics("t", timeout=20)
                 leaders = {p.leader for p in told.topics["t"].partitions.values()}
                 # Nobody is missing; in the first moments the dead one may still be named.
                 assert leaders <= told.brokers.keys(), f"{leaders} of {told.brokers.keys()}"

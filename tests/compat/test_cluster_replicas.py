@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cluster import PARTITIONS, Load, read_segments
 from confluent_kafka import Consumer, ElectionType, Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+from test_bad_input import connect
+from test_fetch import fetch
 from test_java_tools import LIB, TOOLS, run
 
 
@@ -89,6 +92,28 @@ def test_replicas_that_are_enough_alone_take_over_and_the_last_one_standing_too(
     produce(100)
     assert len(acked) == 300
     assert last() == 300
+
+
+def test_a_fetch_that_waits_is_answered_when_another_leads(make_cluster):
+    """A consumer with nothing to read would otherwise look for the new leader only when its wait is over."""
+    cluster = make_cluster()
+    cluster.create("t", 1)
+    leads = lambda: cluster.partitions("t")[0].leader
+    preferred = cluster.node(leads())
+    preferred.kill()
+    cluster.wait("another leads", lambda: leads() not in (-1, preferred.number))
+    preferred.launch().wait_ready()
+    cluster.wait_in_sync("t")
+    waits_at, admin = cluster.node(leads()), cluster.admin()
+    assert waits_at is not preferred
+    with connect(waits_at) as connection, ThreadPoolExecutor() as pool:
+        begun = time.monotonic()
+        not_leader = pool.submit(fetch, connection, "t", {0: 0}, wait_ms=9_000, expected_error=6)
+        time.sleep(0.5)
+        assert not not_leader.done()
+        admin.elect_leaders(ElectionType.PREFERRED, None).result(20)
+        assert not_leader.result(20) == {0: 0}
+        assert time.monotonic() - begun < 6
 
 
 def test_what_was_acknowledged_is_read_from_the_one_replica_that_is_back(make_cluster):

@@ -20,7 +20,7 @@ class Cores:
 
     def __init__(self, cluster, node):
         self.cluster, self.number = cluster, node.number
-        self.admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{node.kafka_port}")
+        self.admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{node.port}")
 
     def dirs(self):
         [mine] = [d for d in self.admin.describe_log_dirs() if d["broker"] == self.number]

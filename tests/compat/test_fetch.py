@@ -1,17 +1,19 @@
 """What Fetch answers, byte by byte, where clients hide it."""
 
 import struct
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from test_bad_input import answer, connect, request
 
 
-def fetch(connection, topic, offsets):
+def fetch(connection, topic, offsets, wait_ms=500, min_bytes=1, expected_error=0):
     """One Fetch v4 without a session, at most 1 MiB for each partition; bytes of records by partition."""
     name = topic.encode()
-    body = struct.pack(">iiiibi", -1, 500, 1, 8 << 20, 0, 1) + struct.pack(">h", len(name)) + name
+    body = struct.pack(">iiiibi", -1, wait_ms, min_bytes, 8 << 20, 0, 1) + struct.pack(">h", len(name)) + name
     body += struct.pack(">i", len(offsets))
     for partition, offset in offsets.items():
         body += struct.pack(">iqi", partition, offset, 1 << 20)
@@ -24,7 +26,7 @@ def fetch(connection, topic, offsets):
     sizes = {}
     for _ in range(count):
         partition, error, _hw, _lso, aborted, size = struct.unpack_from(">ihqqii", got, at)
-        assert error == 0 and aborted <= 0
+        assert error == expected_error and aborted <= 0
         at += 30
         sizes[partition] = size
         at += size
@@ -48,3 +50,21 @@ def test_partitions_with_a_backlog_take_turns(broker):
             assert 0 < sum(sizes.values()) <= 1 << 20, sizes
             gave |= {partition for partition, size in sizes.items() if size > 0}
     assert gave == {0, 1, 2}, "a partition waits for another's backlog to end"
+
+
+def test_what_several_cores_have_together_is_enough(broker):
+    """Each of the two has less than the fetch waits for."""
+    topic = "together-" + uuid.uuid4().hex[:8]
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin.create_topics([NewTopic(topic, 8)])[topic].result(10)
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
+    with connect(broker) as connection, ThreadPoolExecutor() as pool:
+        begun = time.monotonic()
+        answered = pool.submit(fetch, connection, topic, dict.fromkeys(range(8), 0), wait_ms=9_000, min_bytes=1_500)
+        time.sleep(0.5)
+        for partition in range(8):
+            producer.produce(topic, bytes(200), partition=partition)
+        assert producer.flush(10) == 0
+        # 200 bytes and what a batch takes around them, eight times.
+        assert 1_500 <= sum(answered.result(20).values()) < 3_000
+        assert time.monotonic() - begun < 6

@@ -16,10 +16,6 @@ SUITE = os.environ.get("MILLRACE_TEST_KAFKA_PYTHON", "")
 # What needs features that are not there yet; shortened as they come.
 LEFT_OUT = [
     "test_create_describe_delete_acls",  # ACLs
-    "test_elect_leaders",  # a quorum
-    "test_describe_metadata_quorum",  # a quorum
-    "test_alter_partition_reassignments",  # reassignment
-    "test_list_partition_reassignments",  # reassignment
     "test_transactional_producer",  # transactions
 ]
 

@@ -2,8 +2,7 @@
 //! (KIP-516), diverging epochs (KIP-595). Without transactions the last stable offset is the high watermark.
 //!
 //! The first pass reads what is there; if it is less than `min_bytes`, the shards concerned wait for their partitions'
-//! high watermarks and the second pass answers. `min_bytes` is counted per shard: with partitions on several, an answer may come at
-//! `max_wait_ms` that Kafka would give a little earlier, never with less.
+//! high watermarks and the second pass answers.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,32 +27,13 @@ use uuid::Uuid;
 use crate::{
     kafka::{
         dispatch::Reply,
-        errors::Failure,
         idle,
-        local::{self, Cancel, Given, Read},
-        room,
-        sessions::{SessionError, SessionPartition, Wanted},
-        topics::{check_epoch, find, view_for},
+        reads::{Asked, Outcomes, Reads},
+        sessions::{Partitions, SessionError, SessionPartition, Told, Wanted},
+        topics::view_for,
     },
-    node::{Node, View},
+    node::Node,
 };
-
-/// Pause before a partition that is led here and was not there is looked for again.
-const MOVING_PAUSE: Duration = Duration::from_millis(3);
-/// How often it is.
-const MOVING_LOOKS: usize = 10;
-
-/// What holds for all partitions of a request.
-struct Asked {
-    by_id: bool,
-    /// The client knows of followers that may be read.
-    followers: bool,
-    /// Where it stands, if replicas are chosen by that.
-    rack: Option<Arc<str>>,
-}
-
-/// What each partition gave, in the order of the request.
-type Outcomes = Vec<Result<Given, Failure>>;
 
 /// Handles a request; returns the encoded response. Records that are many are not copied into it.
 pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request: FetchRequest) -> Reply {
@@ -83,8 +63,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
     view_for(node, request.topics.iter().map(|t| (t.topic.as_str(), t.topic_id))).await;
     let changed = wanted(&request);
     let incremental = epoch > 0;
-    let (session_id, mut partitions) = if incremental {
-        let forgotten: Vec<SessionPartition> = request
+    let (session_id, partitions) = if incremental {
+        let forgotten = request
             .forgotten_topics_data
             .iter()
             .flat_map(|t| {
@@ -113,23 +93,28 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
             }
         }
     } else {
-        node.sessions.borrow_mut().remove(session_id);
-        let id = if epoch == 0 && !changed.is_empty() {
-            node.sessions.borrow_mut().create(changed.clone())
+        let mut sessions = node.sessions.borrow_mut();
+        sessions.remove(session_id);
+        let mut partitions = changed;
+        let begins = epoch == 0 && !partitions.is_empty();
+        if !begins && !partitions.is_empty() {
+            // A session moves partitions that gave records to the end; without one, the turns see to it that each comes first.
+            let turn = node.fetch_turns.get();
+            node.fetch_turns.set(turn.wrapping_add(1));
+            let first = turn % partitions.len();
+            partitions.rotate_left(first);
+        }
+        let partitions = Partitions::new(partitions);
+        let id = if begins {
+            sessions.create(Rc::clone(&partitions))
         } else {
             0
         };
-        (id, changed)
+        (id, partitions)
     };
 
-    if session_id == 0 && !partitions.is_empty() {
-        // A session moves partitions that gave records to the end; without one, the turns see to it that each comes first.
-        let turn = node.fetch_turns.get();
-        node.fetch_turns.set(turn.wrapping_add(1));
-        let first = turn % partitions.len();
-        partitions.rotate_left(first);
-    }
-    let (mut outcomes, mut permit) = read_within(node, &partitions, &asked, max_bytes).await;
+    let mut reads = Reads::new(node, Rc::clone(&partitions), asked);
+    let (mut outcomes, mut permit) = reads.read_within(max_bytes).await;
     let answer_now = permit.bytes() >= min_bytes
         || wait.is_zero()
         || partitions.is_empty()
@@ -139,13 +124,15 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         });
     if !answer_now {
         drop((outcomes, permit));
-        wait_for_more(node, &partitions, &asked, min_bytes, wait).await;
-        (outcomes, permit) = read_within(node, &partitions, &asked, max_bytes).await;
+        reads.wait_for_more(min_bytes, wait).await;
+        (outcomes, permit) = reads.read_within(max_bytes).await;
     }
-    encode(
-        &respond(node, session_id, incremental, by_id, &partitions, outcomes),
-        permit,
-    )
+    drop(reads);
+    let (response, told) = respond(session_id, incremental, by_id, &partitions, outcomes);
+    if session_id != 0 {
+        node.sessions.borrow_mut().told(session_id, partitions, &told);
+    }
+    encode(&response, permit)
 }
 
 fn wanted(request: &FetchRequest) -> Vec<(SessionPartition, Wanted)> {
@@ -177,178 +164,16 @@ fn wanted(request: &FetchRequest) -> Vec<(SessionPartition, Wanted)> {
     out
 }
 
-fn resolve(
-    view: &View,
-    partition: &SessionPartition,
-    wanted: &Wanted,
-    asked: &Asked,
-) -> Result<(usize, Read), Failure> {
-    let name = TopicName(StrBytes::from_string(partition.topic.clone()));
-    let topic = find(view, &name, partition.topic_id, asked.by_id)?;
-    let resolved = if asked.followers {
-        Node::resolve_copy(view, &topic, partition.partition)?
-    } else {
-        Node::resolve(view, &topic, partition.partition)?
-    };
-    check_epoch(wanted.current_leader_epoch, resolved.leader_epoch)?;
-    Ok((
-        resolved.shard,
-        Read {
-            key: resolved.key,
-            epoch: resolved.leader_epoch,
-            followers: asked.followers,
-            rack: asked.rack.clone(),
-            offset: wanted.offset,
-            max_bytes: usize::try_from(wanted.max_bytes).unwrap_or(0),
-            last_fetched_epoch: wanted.last_fetched_epoch,
-        },
-    ))
-}
-
-/// Reads every partition, as much together as there is room for answers.
-async fn read_within(
-    node: &Rc<Node>,
-    partitions: &[(SessionPartition, Wanted)],
-    asked: &Asked,
-    max_bytes: usize,
-) -> (Outcomes, Permit) {
-    let mut permit = room::take(&node.answers, max_bytes, |time| node.host_sleep(time)).await;
-    let outcomes = read_all(node, partitions, asked, permit.bytes() as usize).await;
-    permit.resize(outcomes.iter().flatten().map(|g| g.bytes.len() as u64).sum());
-    (outcomes, permit)
-}
-
-/// Reads every partition, and once more where one is led here but was not there a moment ago: it goes to another core, or its
-/// leadership begins, and a client that is told so waits for longer than that takes.
-async fn read_all(
-    node: &Rc<Node>,
-    partitions: &[(SessionPartition, Wanted)],
-    asked: &Asked,
-    max_bytes: usize,
-) -> Outcomes {
-    let mut outcomes = pass(node, partitions, asked, max_bytes).await;
-    for _ in 0..MOVING_LOOKS {
-        let view = node.view();
-        let moves = outcomes.iter().zip(partitions).any(|(outcome, (partition, wanted))| {
-            let not_there = |f: &Failure| f.error == ResponseError::NotLeaderOrFollower;
-            outcome.as_ref().is_err_and(not_there) && resolve(&view, partition, wanted, asked).is_ok()
-        });
-        if !moves {
-            break;
-        }
-        node.host_sleep(MOVING_PAUSE).await;
-        outcomes = pass(node, partitions, asked, max_bytes).await;
-    }
-    outcomes
-}
-
-/// Reads every partition once, shard after shard, so that the limits hold over all.
-async fn pass(node: &Rc<Node>, partitions: &[(SessionPartition, Wanted)], asked: &Asked, max_bytes: usize) -> Outcomes {
-    let view = node.view();
-    let mut outcomes: Vec<Option<Result<Given, Failure>>> = Vec::with_capacity(partitions.len());
-    let mut by_shard: Vec<(usize, Vec<usize>, Vec<Read>)> = Vec::new();
-    for (index, (partition, wanted)) in partitions.iter().enumerate() {
-        match resolve(&view, partition, wanted, asked) {
-            Err(failure) => outcomes.push(Some(Err(failure))),
-            Ok((shard, read)) => {
-                outcomes.push(None);
-                match by_shard.iter_mut().find(|(s, _, _)| *s == shard) {
-                    Some((_, indexes, reads)) => {
-                        indexes.push(index);
-                        reads.push(read);
-                    }
-                    None => by_shard.push((shard, vec![index], vec![read])),
-                }
-            }
-        }
-    }
-    let mut room = max_bytes;
-    let mut nothing_yet = true;
-    for (shard, indexes, reads) in by_shard {
-        let at_least_one = nothing_yet;
-        let result = node
-            .router
-            .call(node, shard, move |n| async move {
-                local::read(&n, reads, room, at_least_one).await
-            })
-            .await;
-        match result {
-            Ok(given) => {
-                for (index, given) in indexes.into_iter().zip(given) {
-                    if let Ok(g) = &given {
-                        room = room.saturating_sub(g.bytes.len());
-                        nothing_yet &= g.bytes.is_empty();
-                    }
-                    outcomes[index] = Some(given);
-                }
-            }
-            Err(stopping) => indexes
-                .into_iter()
-                .for_each(|i| outcomes[i] = Some(Err(stopping.into()))),
-        }
-    }
-    outcomes
-        .into_iter()
-        .map(|o| o.unwrap_or_else(|| Err(Failure::unknown_partition())))
-        .collect()
-}
-
-async fn wait_for_more(
-    node: &Rc<Node>,
-    partitions: &[(SessionPartition, Wanted)],
-    asked: &Asked,
-    min_bytes: u64,
-    wait: Duration,
-) {
-    let view = node.view();
-    let mut by_shard: HashMap<usize, Vec<Read>> = HashMap::new();
-    for (partition, wanted) in partitions {
-        if let Ok((shard, read)) = resolve(&view, partition, wanted, asked) {
-            by_shard.entry(shard).or_default().push(read);
-        }
-    }
-    let cancel: Vec<Arc<Cancel>> = by_shard.iter().map(|_| Arc::default()).collect();
-    let waits: Vec<_> = by_shard
-        .into_iter()
-        .zip(&cancel)
-        .map(|((shard, reads), cancel)| {
-            let (node, cancel) = (Rc::clone(node), Arc::clone(cancel));
-            Box::pin(async move {
-                let router = node.router.clone();
-                let wait_there =
-                    move |n| async move { local::wait_for_bytes(&n, reads, min_bytes, wait, cancel).await };
-                let _ = router.call(&node, shard, wait_there).await;
-            })
-        })
-        .collect();
-    first_of(waits).await;
-    cancel.iter().for_each(|c| c.cancel());
-}
-
-/// Waits for the first of several.
-async fn first_of<F: Future<Output = ()> + Unpin>(mut waits: Vec<F>) {
-    std::future::poll_fn(|cx| {
-        for wait in &mut waits {
-            if std::pin::Pin::new(wait).poll(cx).is_ready() {
-                return std::task::Poll::Ready(());
-            }
-        }
-        std::task::Poll::Pending
-    })
-    .await;
-}
-
 fn respond(
-    node: &Rc<Node>,
     session_id: i32,
     incremental: bool,
     by_id: bool,
     partitions: &[(SessionPartition, Wanted)],
     outcomes: Outcomes,
-) -> FetchResponse {
+) -> (FetchResponse, Vec<Told>) {
     let mut topics: Vec<FetchableTopicResponse> = Vec::new();
-    let mut places: HashMap<(String, Uuid), usize> = HashMap::new();
-    let mut told = HashMap::new();
+    let mut places: HashMap<(&str, Uuid), usize> = HashMap::new();
+    let mut all_told = Vec::with_capacity(partitions.len());
     for ((partition, wanted), outcome) in partitions.iter().zip(outcomes) {
         let mut data = PartitionData::default()
             .with_partition_index(partition.partition)
@@ -359,7 +184,11 @@ fn respond(
         match outcome {
             Ok(given) => {
                 let gave = !given.bytes.is_empty();
-                told.insert(partition.clone(), (given.high_watermark, given.log_start, gave));
+                all_told.push(Told {
+                    high_watermark: given.high_watermark,
+                    log_start: given.log_start,
+                    gave,
+                });
                 // An incremental answer leaves out what has nothing new to say.
                 if incremental
                     && !gave
@@ -384,24 +213,28 @@ fn respond(
             Err(failure) => {
                 data.error_code = failure.code();
                 data.records = Some(Bytes::new());
-                told.insert(partition.clone(), (-1, -1, false));
+                all_told.push(Told {
+                    high_watermark: -1,
+                    log_start: -1,
+                    gave: false,
+                });
             }
         }
-        let topic = (partition.topic.clone(), partition.topic_id);
-        let place = *places.entry(topic).or_insert_with(|| {
-            topics.push(if by_id {
-                FetchableTopicResponse::default().with_topic_id(partition.topic_id)
-            } else {
-                FetchableTopicResponse::default().with_topic(TopicName(StrBytes::from_string(partition.topic.clone())))
+        let place = *places
+            .entry((partition.topic.as_str(), partition.topic_id))
+            .or_insert_with(|| {
+                topics.push(if by_id {
+                    FetchableTopicResponse::default().with_topic_id(partition.topic_id)
+                } else {
+                    let name = StrBytes::from_string(partition.topic.clone());
+                    FetchableTopicResponse::default().with_topic(TopicName(name))
+                });
+                topics.len() - 1
             });
-            topics.len() - 1
-        });
         topics[place].partitions.push(data);
     }
-    if session_id != 0 {
-        node.sessions.borrow_mut().told(session_id, &told);
-    }
-    FetchResponse::default()
+    let response = FetchResponse::default()
         .with_session_id(session_id)
-        .with_responses(topics)
+        .with_responses(topics);
+    (response, all_told)
 }
