@@ -1,7 +1,10 @@
 //! What idempotent producers wrote last (KIP-98): a window of batches each, so that a retry is answered
 //! with the first offset instead of being appended again, and a gap is refused.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+};
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -53,6 +56,10 @@ impl ProducerEntry {
     pub fn last_sequence(&self) -> i32 {
         self.window.back().map_or(-1, |b| b.last_sequence)
     }
+
+    fn last_offset(&self) -> Offset {
+        self.window.back().map_or(-1, |b| b.last_offset)
+    }
 }
 
 /// What a batch's sequence numbers say.
@@ -74,8 +81,8 @@ pub enum SequenceCheck {
 pub struct ProducerStates {
     places: HashMap<ProducerId, usize>,
     entries: Slab<(ProducerId, ProducerEntry)>,
-    /// Each once, with when it had written last when it was put here: whoever is first and has not written since is the one idle longest.
-    queue: VecDeque<(ProducerId, i64)>,
+    /// Each once, by its last offset when it was put here: whoever is first and has not written since is the one idle longest.
+    queue: BinaryHeap<Reverse<(Offset, ProducerId)>>,
 }
 
 impl PartialEq for ProducerStates {
@@ -90,12 +97,9 @@ impl FromIterator<(ProducerId, ProducerEntry)> for ProducerStates {
     fn from_iter<I: IntoIterator<Item = (ProducerId, ProducerEntry)>>(entries: I) -> Self {
         let mut states = Self::default();
         for (id, entry) in entries {
-            states.add(id, entry);
+            let last_offset = entry.last_offset();
+            states.add(id, entry, last_offset);
         }
-        states
-            .queue
-            .make_contiguous()
-            .sort_unstable_by_key(|(_, written)| *written);
         states
     }
 }
@@ -190,6 +194,7 @@ impl ProducerStates {
                     window: VecDeque::new(),
                     last_written_ms: now_ms,
                 },
+                header.last_offset,
             )
         });
         let there = |entry: &ProducerEntry| entry.window.back().is_some_and(|b| b.last_offset >= header.base_offset);
@@ -238,37 +243,30 @@ impl ProducerStates {
         self.forget(&gone);
     }
 
-    /// Forgets a producer that has been idle for long: the one idle longest, unless that would take many looks. Then nobody, or, at any
-    /// rate, somebody. Returns whether it did.
+    /// Forgets the producer that has been idle longest, unless that would take many looks: then nobody, or, at any rate, one that has been
+    /// idle for long. Returns whether it did.
     pub fn forget_idlest(&mut self, at_any_rate: bool) -> bool {
-        let mut idlest: Option<(ProducerId, i64)> = None;
-        for _ in 0..LOOKS.min(self.queue.len()) {
-            let Some((id, written_then)) = self.queue.pop_front() else {
-                break;
+        for _ in 0..LOOKS {
+            let Some(Reverse((then, id))) = self.queue.pop() else {
+                return false;
             };
-            let written = self.get(id).map_or(written_then, |entry| entry.last_written_ms);
-            if written == written_then {
-                self.remove(id);
-                return true;
-            }
-            self.queue.push_back((id, written));
-            if idlest.is_none_or(|(_, least)| written < least) {
-                idlest = Some((id, written));
+            match self.get(id).map(ProducerEntry::last_offset) {
+                Some(last) if last > then => self.queue.push(Reverse((last, id))),
+                _ => {
+                    self.remove(id);
+                    return true;
+                }
             }
         }
-        let Some((id, _)) = idlest.filter(|_| at_any_rate) else {
-            return false;
-        };
-        self.remove(id);
-        // It is among the last.
-        if let Some(at) = self.queue.iter().rposition(|(queued, _)| *queued == id) {
-            self.queue.remove(at);
+        let some = if at_any_rate { self.queue.pop() } else { None };
+        if let Some(Reverse((_, id))) = some {
+            self.remove(id);
         }
-        true
+        some.is_some()
     }
 
-    fn add(&mut self, id: ProducerId, entry: ProducerEntry) -> usize {
-        self.queue.push_back((id, entry.last_written_ms));
+    fn add(&mut self, id: ProducerId, entry: ProducerEntry, last_offset: Offset) -> usize {
+        self.queue.push(Reverse((last_offset, id)));
         let place = self.entries.insert((id, entry));
         self.places.insert(id, place);
         place
@@ -287,7 +285,7 @@ impl ProducerStates {
         for id in gone {
             self.remove(*id);
         }
-        self.queue.retain(|(id, _)| self.places.contains_key(id));
+        self.queue.retain(|Reverse((_, id))| self.places.contains_key(id));
     }
 
     fn get(&self, id: ProducerId) -> Option<&ProducerEntry> {
@@ -467,19 +465,25 @@ mod tests {
         for id in 0..50 {
             states.note(&by(id, 100 + id), 100 + id);
         }
-        // Those that have written since are put behind, so many at a time.
+        // Those that have written since are put where they belong, so many at a time.
         assert!(!states.forget_idlest(false));
         for idlest in 50..100 {
             assert!(states.get(idlest).is_some());
             assert!(states.forget_idlest(false) && states.get(idlest).is_none());
         }
         assert!(states.forget_idlest(false) && states.get(0).is_none());
-        // Where all write all the time it is the one that has not for longest of those looked at.
+        // Where all write all the time it is one of those that were behind the ones looked at.
         for id in 1..50 {
             states.note(&by(id, 200 + id), 200 + id);
         }
-        assert!(states.forget_idlest(true) && states.get(1).is_none());
+        assert!(states.forget_idlest(true) && states.get(33).is_none());
         assert_eq!((states.len(), states.queue.len()), (48, 48));
+        // Nor is it who has only come.
+        let mut few = ProducerStates::default();
+        for (id, at) in [(1, 1), (1, 5), (2, 6)] {
+            few.note(&by(id, at), at);
+        }
+        assert!(few.forget_idlest(false) && few.get(2).is_some());
     }
 
     #[test]

@@ -55,6 +55,7 @@ impl<H: Host> Shard<H> {
                 .borrow_mut()
                 .producers
                 .expire(now - self.0.config.producer_expiration_ms);
+            self.count_producers(&partition);
             let plan = retention::plan(&partition.state.borrow(), &partition.config.get(), now);
             let Some(plan) = plan else { continue };
             if plan.roll {
