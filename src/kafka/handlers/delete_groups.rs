@@ -18,7 +18,7 @@ pub async fn handle(node: &Rc<Node>, request: DeleteGroupsRequest) -> DeleteGrou
             .call(node, 0, move |n| async move {
                 n.coordinator()
                     .groups
-                    .with(&n, &group, |groups, _| groups.delete(&group))
+                    .remove(&n, &group, |groups| groups.delete(&group))
                     .await
             })
             .await;

@@ -13,7 +13,7 @@ use kafka_protocol::{
 use millrace_cluster::group::{coordinator::Caller, offsets::Committed};
 use millrace_net::kafka::newer;
 
-use crate::{kafka::errors::Failure, node::Node};
+use crate::{coordinator::groups::Commit, kafka::errors::Failure, node::Node};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, request: OffsetCommitRequest) -> OffsetCommitResponse {
@@ -104,6 +104,10 @@ async fn commit(node: &Rc<Node>, version: i16, request: OffsetCommitRequest) -> 
         })
         .await?;
     let groups = &coordinator.groups;
-    groups.commit(node, &request.group_id, caller, accepted).await?;
+    let offsets = Commit {
+        offsets: accepted,
+        found_in: view,
+    };
+    groups.commit(node, &request.group_id, caller, offsets).await?;
     Ok(codes)
 }

@@ -22,7 +22,7 @@ pub async fn handle(node: &Rc<Node>, request: OffsetDeleteRequest) -> OffsetDele
         .call(node, 0, move |n| async move {
             n.coordinator()
                 .groups
-                .with(&n, &group, |groups, _| groups.delete_offsets(&group, &partitions))
+                .remove(&n, &group, |groups| groups.delete_offsets(&group, &partitions))
                 .await
         })
         .await;

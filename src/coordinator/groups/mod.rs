@@ -1,5 +1,7 @@
 //! Driver of the group coordinator: persists what it says, answers what waits, keeps its clock.
 
+mod log;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -10,35 +12,28 @@ use std::{
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use millrace_cluster::{
-    controller::topics::{self, NewTopic},
     group::{
         Coordinator, GroupConfig, GroupError, Output, ReplyId,
         coordinator::{Caller, Join, Joined, Synced},
-        offsets::Committed,
-        records,
     },
     metadata::Image,
 };
 use millrace_engine::{
     PartitionKey,
     host::Host,
-    kafka_batch::{self, BATCH_HEADER_LEN, NewRecord},
+    kafka_batch::NewRecord,
     sync::{Budget, WaitList},
 };
-use uuid::Uuid;
 
+use self::log::Place;
 use crate::{
-    config::{Known, Settings},
-    coordinator::controller,
-    kafka::errors::Failure,
+    config::Settings,
     node::{Node, OFFSETS_TOPIC},
 };
 
-/// Bytes of a coordinator partition's log after which its state is written anew and what lies before is cut. This
-/// bounds disk use and load time until the topic is compacted.
-const SNAPSHOT_BYTES: u64 = 16 << 20;
-/// Appends take one of these each and hold it until the state knows of them; a snapshot and the expiry of offsets
-/// take all, so that what they read and what the log says are the same.
+pub use self::log::Commit;
+
+/// Commits take one of these each and hold it until the state knows of them; who takes all waits for those under way.
 const APPENDS: u64 = 1 << 20;
 /// Groups whose offsets expire before others have their turn.
 const EXPIRED_AT_ONCE: usize = 64;
@@ -46,11 +41,6 @@ const EXPIRED_AT_ONCE: usize = 64;
 const LOAD_RETRY: Duration = Duration::from_secs(1);
 /// How long a request about a group waits for its partition to be loaded.
 const LOAD_PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of records in one batch of a snapshot.
-const SNAPSHOT_BATCH_BYTES: usize = 256 << 10;
-
-/// A group's partition, and the epoch of this node's leadership under which it was loaded.
-type Place = (PartitionKey, i32);
 
 enum Answer {
     Joined(Result<Joined, (GroupError, String)>),
@@ -65,8 +55,8 @@ pub struct GroupsDriver {
     next_reply: Cell<ReplyId>,
     clock_changed: WaitList,
     clock_generation: Cell<u64>,
-    /// Outputs are carried out in order.
-    draining: Rc<Budget>,
+    /// Outputs are carried out, and commits appended, one at a time.
+    turn: Rc<Budget>,
     creating: Rc<Budget>,
     appends: Rc<Budget>,
     /// Partitions of the offsets topic whose groups are here, and the epoch of this node's leadership of each; `false` while
@@ -110,7 +100,7 @@ impl GroupsDriver {
             next_reply: Cell::new(0),
             clock_changed: WaitList::default(),
             clock_generation: Cell::new(0),
-            draining: Budget::new(1),
+            turn: Budget::new(1),
             creating: Budget::new(1),
             appends: Budget::new(APPENDS),
             loaded: RefCell::default(),
@@ -182,50 +172,6 @@ impl GroupsDriver {
         glommio::spawn_local(async move { node.coordinator().groups.after_change(&node).await }).detach();
     }
 
-    /// Reads the groups of a partition that this node leads from its log, once it is known what of it the replicas hold.
-    async fn load(&self, node: &Rc<Node>, key: PartitionKey, epoch: i32, partitions: usize) -> Result<(), Failure> {
-        let gone = || Failure::from(GroupError::NotCoordinator);
-        let slot = node.replication.slot(&key).ok_or_else(gone)?;
-        slot.wait_end_known(epoch).await?;
-        let now = node.steady_ms();
-        let start = slot.partition.status().log_start;
-        node.engine
-            .visit(key, start, |batch| {
-                self.load_batch(&batch.payload, now);
-                true
-            })
-            .await?;
-        let index = key.partition;
-        if self.loaded.borrow().get(&index) != Some(&(epoch, false)) {
-            // It was lost again, or won anew, while it was read.
-            self.state
-                .borrow_mut()
-                .unload(|group| partition_of(group, partitions) == index);
-            return Err(gone());
-        }
-        self.state
-            .borrow_mut()
-            .loaded(|group| partition_of(group, partitions) == index, now);
-        self.loaded.borrow_mut().insert(index, (epoch, true));
-        self.wake_clock();
-        Ok(())
-    }
-
-    fn load_batch(&self, payload: &[u8], now: i64) {
-        let Ok((info, len)) = kafka_batch::parse(payload) else {
-            return;
-        };
-        let visited = kafka_batch::for_each_record(&payload[BATCH_HEADER_LEN..len], &info, |record| {
-            if let Some(decoded) = record.key.and_then(|key| records::decode(key, record.value, now)) {
-                self.state.borrow_mut().load(decoded, now);
-            }
-            true
-        });
-        if let Err(error) = visited {
-            tracing::error!(%error, "a batch of {OFFSETS_TOPIC} does not decode; its commits are missing");
-        }
-    }
-
     fn wake_clock(&self) {
         self.clock_generation.set(self.clock_generation.get() + 1);
         self.clock_changed.wake_all();
@@ -240,10 +186,7 @@ impl GroupsDriver {
             if now >= next_expiry {
                 let ids = self.state.borrow().ids();
                 for some in ids.chunks(EXPIRED_AT_ONCE) {
-                    let all = self.appends.acquire(APPENDS).await;
-                    self.state.borrow_mut().expire_offsets(some, now);
-                    drop(all);
-                    self.drain(node).await;
+                    self.alone(node, |state| state.expire_offsets(some, now)).await;
                     node.host.yield_now().await;
                 }
                 next_expiry = now + 60_000;
@@ -266,7 +209,12 @@ impl GroupsDriver {
 
     /// Carries out what the state machine asks for, in its order.
     async fn drain(&self, node: &Rc<Node>) {
-        let _turn = self.draining.acquire(1).await;
+        let _turn = self.turn.acquire(1).await;
+        self.carry_out(node, false).await;
+    }
+
+    /// The same for whoever has the turn; `alone` says that it has all appends, too.
+    async fn carry_out(&self, node: &Rc<Node>, alone: bool) {
         loop {
             let Some(output) = self.state.borrow_mut().poll_output() else {
                 break;
@@ -285,7 +233,7 @@ impl GroupsDriver {
                             timestamp: node.steady_ms(),
                         })
                         .collect::<Vec<_>>();
-                    if let Err(failure) = self.persist(node, place, &records).await {
+                    if let Err(failure) = self.persist(node, place, &records, alone).await {
                         if matches!(
                             failure.error,
                             ResponseError::NotCoordinator | ResponseError::NotLeaderOrFollower
@@ -306,6 +254,15 @@ impl GroupsDriver {
             }
         }
         self.answered.wake_all();
+    }
+
+    /// Changes the state while no commit is under way, and has the log say so before the next.
+    async fn alone<T>(&self, node: &Rc<Node>, act: impl FnOnce(&mut Coordinator) -> T) -> T {
+        let _turn = self.turn.acquire(1).await;
+        let _all = self.appends.acquire(APPENDS).await;
+        let result = act(&mut self.state.borrow_mut());
+        self.carry_out(node, true).await;
+        result
     }
 
     async fn after_change(&self, node: &Rc<Node>) {
@@ -421,80 +378,31 @@ impl GroupsDriver {
         result
     }
 
-    /// Commits offsets, durably, if the member may do so at the moment they are appended: another generation's would follow them.
+    /// The same for what removes offsets: a commit under way is removed, too, and one that comes later is not.
     ///
     /// # Errors
-    /// [`Failure`].
-    pub async fn commit(
+    /// The group's, and [`GroupError::NotCoordinator`], [`GroupError::Loading`].
+    pub async fn remove<T>(
         &self,
         node: &Rc<Node>,
         group: &str,
-        caller: Caller<'_>,
-        offsets: Vec<(String, i32, Committed)>,
-    ) -> Result<(), Failure> {
-        if offsets.is_empty() {
-            return Ok(());
-        }
-        let records: Vec<NewRecord> = offsets
-            .iter()
-            .map(|(topic, partition, committed)| NewRecord {
-                key: Some(records::offset_key(group, topic, *partition)),
-                value: Some(records::offset_value(committed)),
-                timestamp: committed.commit_ms,
-            })
-            .collect();
-        self.ready(node, group, true).await?;
-        // What was removed before is removed in the log before.
-        self.drain(node).await;
-        let one = self.appends.acquire(1).await;
-        let place = self.place(node, group)?;
-        let check = || {
-            if self.place(node, group)? != place {
-                return Err(GroupError::NotCoordinator);
+        act: impl FnOnce(&mut Coordinator) -> Result<T, GroupError>,
+    ) -> Result<T, GroupError> {
+        self.ready(node, group, false).await?;
+        let act_if_still_here = |state: &mut Coordinator| {
+            if node.view().image.topic(OFFSETS_TOPIC).is_some() {
+                self.is_loaded(node, group)?;
             }
-            let mut state = self.state.borrow_mut();
-            state.check_commit(group, caller, node.steady_ms())
+            act(state)
         };
-        self.append_if(node, place, &records, check).await?;
-        // Who has lost the group, and perhaps won it anew, has read it from the log or will.
-        if self.place(node, group) == Ok(place) {
-            let (mut state, now) = (self.state.borrow_mut(), node.steady_ms());
-            for (topic, partition, committed) in offsets {
-                state.committed(group, &topic, partition, committed, now);
-            }
-        }
-        drop(one);
-        self.snapshot_if_due(node, place).await
+        let result = self.alone(node, act_if_still_here).await;
+        self.wake_clock();
+        result
     }
 
     /// A topic is gone, and with it what was committed for it.
     pub async fn topic_deleted(&self, node: &Rc<Node>, topic: &str) {
-        self.state.borrow_mut().topic_deleted(topic);
-        self.drain(node).await;
-    }
-
-    async fn persist(&self, node: &Rc<Node>, place: Place, records: &[NewRecord]) -> Result<(), Failure> {
-        self.append_if(node, place, records, || Ok(())).await?;
-        self.snapshot_if_due(node, place).await
-    }
-
-    /// Appends what `check` still allows when there is room for it; returns once all in sync hold it.
-    async fn append_if(
-        &self,
-        node: &Rc<Node>,
-        (key, epoch): Place,
-        records: &[NewRecord],
-        check: impl FnOnce() -> Result<(), GroupError>,
-    ) -> Result<i64, Failure> {
-        let payload = kafka_batch::build(records, (-1, -1, -1));
-        let (info, _) = kafka_batch::parse(&payload).map_err(millrace_engine::AppendError::Batch)?;
-        let permit = node.engine.admit(payload.len()).await;
-        let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader)?;
-        slot.check_leads(epoch)?;
-        check()?;
-        let appended = node.engine.append(key, epoch, vec![(info, payload)], permit)?;
-        slot.wait_acknowledged(epoch, appended.end_offset, true, 1).await?;
-        Ok(appended.base_offset)
+        self.alone(node, |state| state.topic_deleted(topic)).await;
     }
 
     /// Where a group that is loaded here stands.
@@ -509,90 +417,5 @@ impl GroupsDriver {
             }
             _ => Err(GroupError::NotCoordinator),
         }
-    }
-
-    /// Makes `__consumer_offsets` if it is not there.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub async fn create_topic(&self, node: &Rc<Node>) -> Result<(), Failure> {
-        let _turn = self.creating.acquire(1).await;
-        let topic = NewTopic {
-            name: OFFSETS_TOPIC.into(),
-            partitions: node.shared.settings.number("offsets.topic.num.partitions") as i32,
-            replication_factor: 1,
-            assignments: Vec::new(),
-            configs: Vec::new(),
-        };
-        let wanted = node.shared.settings.number("offsets.topic.replication.factor") as i16;
-        node.coordinator()
-            .controller
-            .change(node, |image| {
-                if image.topic(OFFSETS_TOPIC).is_some() {
-                    return (Vec::new(), Ok(()));
-                }
-                let defaults = controller::defaults(node, image);
-                let topic = NewTopic {
-                    // A small cluster has fewer brokers than that.
-                    replication_factor: wanted.min(defaults.brokers.len() as i16),
-                    ..topic.clone()
-                };
-                match topics::create(image, &defaults, &Known, &topic, Uuid::new_v4()) {
-                    Ok(records) => (records, Ok(())),
-                    Err(error) => (Vec::new(), Err(Failure::from(error))),
-                }
-            })
-            .await?
-    }
-
-    async fn snapshot_if_due(&self, node: &Rc<Node>, place: Place) -> Result<(), Failure> {
-        let (key, _) = place;
-        let Some(log) = node.engine.partition(&key) else {
-            return Ok(());
-        };
-        let due = *self.snapshot_at.borrow().get(&key.partition).unwrap_or(&SNAPSHOT_BYTES);
-        if log.size_bytes() < due {
-            return Ok(());
-        }
-        let _all = self.appends.acquire(APPENDS).await;
-        // Not again until this one is done.
-        self.snapshot_at.borrow_mut().insert(key.partition, u64::MAX);
-        let partitions = node.view().image.topic(OFFSETS_TOPIC).map_or(1, |t| t.partitions.len());
-        let now = node.steady_ms();
-        let state: Vec<NewRecord> = self
-            .state
-            .borrow()
-            .snapshot(|group| partition_of(group, partitions) == key.partition)
-            .into_iter()
-            .map(|(k, value)| NewRecord {
-                key: Some(k),
-                value,
-                timestamp: now,
-            })
-            .collect();
-        let mut start = None;
-        let mut rest = state.as_slice();
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let take = rest
-                .iter()
-                .take_while(|r| {
-                    bytes += r.key.as_ref().map_or(0, Bytes::len) + r.value.as_ref().map_or(0, Bytes::len) + 32;
-                    bytes <= SNAPSHOT_BATCH_BYTES
-                })
-                .count()
-                .max(1);
-            let (batch, after) = rest.split_at(take);
-            let base = self.append_if(node, place, batch, || Ok(())).await?;
-            start.get_or_insert(base);
-            rest = after;
-        }
-        if let Some(start) = start {
-            node.engine.delete_records(&log, start).await?;
-        }
-        self.snapshot_at
-            .borrow_mut()
-            .insert(key.partition, log.size_bytes() + SNAPSHOT_BYTES);
-        Ok(())
     }
 }
