@@ -130,7 +130,9 @@ class Cluster:
         return self.nodes[number - 1]
 
     def admin(self):
-        return AdminClient({"bootstrap.servers": self.bootstrap, "topic.metadata.refresh.interval.ms": 500})
+        # It keeps its brokers: librdkafka loses a request that it has sent to a broker that it gives up for the bootstrap addresses.
+        conf = {"topic.metadata.refresh.interval.ms": 500, "metadata.recovery.strategy": "none"}
+        return AdminClient({"bootstrap.servers": self.bootstrap, **conf})
 
     def create(self, topic, partitions=PARTITIONS, replicas=3, **config):
         admin = self.admin()

@@ -16,8 +16,17 @@ SECONDS = 8
 
 
 def offsets_of(admin, groups):
-    asked = {g: admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(g)])[g] for g in groups}
-    listed = {g: future.result(30).topic_partitions for g, future in asked.items()}
+    """What is committed for each group. Asks again while its coordinator is reading its log, as clients are to."""
+    listed, rest, until = {}, set(groups), time.monotonic() + 60
+    while rest:
+        asked = {g: admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(g)])[g] for g in rest}
+        for group, future in asked.items():
+            try:
+                listed[group] = future.result(30).topic_partitions
+            except KafkaException as e:
+                if e.args[0].name() != "COORDINATOR_LOAD_IN_PROGRESS" or time.monotonic() > until:
+                    raise
+        rest -= listed.keys()
     return {g: {(t.topic, t.partition): t.offset for t in offsets} for g, offsets in listed.items()}
 
 
