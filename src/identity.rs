@@ -109,6 +109,18 @@ fn kafka_uuid(id: Uuid) -> String {
         .collect()
 }
 
+/// Makes a folder and those above it where they are missing, and their names durable.
+fn make_durably(dir: &Path) -> io::Result<()> {
+    let named = dir.ancestors().filter(|d| !d.as_os_str().is_empty());
+    let missing: Vec<&Path> = named.take_while(|d| !d.exists()).collect();
+    fs::create_dir_all(dir)?;
+    for made in missing {
+        let above = made.parent().filter(|d| !d.as_os_str().is_empty());
+        File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// Opens a data folder, making and naming it the first time. `node_id` is what was asked for, if anything was.
 ///
 /// # Errors
@@ -118,7 +130,7 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
         let path = path.to_owned();
         move |source| IdentityError::Io { path, source }
     };
-    fs::create_dir_all(dir).map_err(io_error(dir))?;
+    make_durably(dir).map_err(io_error(dir))?;
     let path = dir.join(FILE);
     let foreign = !path.exists()
         && fs::read_dir(dir)

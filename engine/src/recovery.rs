@@ -60,6 +60,11 @@ pub struct Recovered {
 /// [`StorageError::Corrupt`] if acknowledged records are damaged or missing, [`StorageError::Incompatible`] for files
 /// of another format, and any failure of the disk.
 pub async fn recover<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Result<Recovered, StorageError> {
+    // What is made in them is made durable there; their own names are here.
+    for dir in [config.checkpoint_dir(), config.journal_dir(), config.logs_dir()] {
+        host.create_dir(&dir).await.map_err(StorageError::io("create", &dir))?;
+    }
+    (host.sync_dir(&config.dir).await).map_err(StorageError::io("sync", &config.dir))?;
     let found = checkpoint::load(host, &config.checkpoint_dir()).await?;
     let mut logs: BTreeMap<PartitionKey, LogState> = BTreeMap::new();
     let mut replay_from: BTreeMap<u32, Position> = (0..found.base.shards).map(|s| (s, Position::START)).collect();
@@ -86,7 +91,7 @@ pub async fn recover<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Re
     for (shard, from) in replay_from {
         let journal = replay::replay(host, &config.journal_dir(), shard, found.incarnation, from).await?;
         out.torn.extend(journal.torn_at.clone());
-        apply(host, &files, &config.logs_dir(), journal, &mut logs, &mut out.replayed).await?;
+        apply(host, &files, config.sync_all_min, journal, &mut logs, &mut out.replayed).await?;
     }
     // What is appended from now on begins in blocks of its own.
     logs.values_mut().for_each(LogState::close_block);
@@ -113,12 +118,12 @@ async fn store_base<H: Host>(
 async fn apply<H: Host>(
     host: &H,
     files: &FileCache<H>,
-    logs_dir: &Path,
+    sync_all_min: usize,
     journal: Replay,
     logs: &mut BTreeMap<PartitionKey, LogState>,
     replayed: &mut u64,
 ) -> Result<(), StorageError> {
-    let now = host.now_ms();
+    let (now, logs_dir) = (host.now_ms(), files.logs());
     let mut to_write: BTreeMap<PartitionKey, Vec<Batch>> = BTreeMap::new();
     let last_cut: BTreeMap<PartitionKey, usize> = (journal.records.iter().enumerate())
         .filter(|(_, r)| Cut::of(&r.header).is_some())
@@ -178,14 +183,24 @@ async fn apply<H: Host>(
     for key in last_cut.keys() {
         remove_cut_segments(host, logs_dir, &logs[key]).await?;
     }
+    // As in a pass of write-back: one wait for many partitions.
+    let missing = match to_write.len() >= sync_all_min {
+        true => Missing::MakeUnsynced,
+        false => Missing::Make,
+    };
     let written = concurrently(
         PARTITIONS_AT_ONCE,
         to_write
             .iter()
-            .map(|(key, batches)| write(host, files, logs_dir, *key, batches)),
+            .map(|(key, batches)| write(host, files, *key, batches, missing)),
     )
     .await;
-    written.into_iter().collect()
+    written.into_iter().collect::<Result<(), _>>()?;
+    if missing == Missing::MakeUnsynced {
+        let synced = host.sync_all(logs_dir).await;
+        synced.map_err(StorageError::io("sync", logs_dir))?;
+    }
+    Ok(())
 }
 
 async fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {
@@ -220,29 +235,29 @@ async fn remove_cut_segments<H: Host>(host: &H, logs_dir: &Path, log: &LogState)
     Ok(())
 }
 
+/// Writes batches of one partition, and makes them durable unless the caller does ([`Missing::MakeUnsynced`]).
 async fn write<H: Host>(
     host: &H,
     files: &FileCache<H>,
-    logs_dir: &Path,
     key: PartitionKey,
     batches: &[Batch],
+    missing: Missing,
 ) -> Result<(), StorageError> {
     let mut touched = Vec::new();
     for run in segment::runs(batches) {
         let base = run[0].header.segment_base;
-        let file = files.get(key, base, Missing::Make).await?;
-        let path = segment_path(logs_dir, &key, base);
+        let file = files.get(key, base, missing).await?;
+        let path = segment_path(files.logs(), &key, base);
         segment::write_run(host, &file, &path, run, None).await?;
         if touched.last().is_none_or(|(b, _, _)| *b != base) {
             touched.push((base, file, path));
         }
     }
+    if missing == Missing::MakeUnsynced {
+        return Ok(());
+    }
     for (_, file, path) in touched {
-        file.flush().await.map_err(|source| StorageError::Io {
-            operation: "flush",
-            path,
-            source,
-        })?;
+        file.flush().await.map_err(StorageError::io("flush", &path))?;
     }
     Ok(())
 }

@@ -176,6 +176,9 @@ pub struct FileCache<H: Host> {
     opened: WaitList,
     /// Made, and their names not known to be durable.
     unsynced: RefCell<BTreeSet<SegmentKey>>,
+    /// Partitions whose folder was made durable, with its name and what was in it: a process that was killed may have made a file
+    /// and not its name durable, whatever this one finds.
+    synced_dirs: RefCell<FxHashSet<PartitionKey>>,
 }
 
 impl<H: Host> FileCache<H> {
@@ -189,6 +192,7 @@ impl<H: Host> FileCache<H> {
             opening: RefCell::default(),
             opened: WaitList::default(),
             unsynced: RefCell::default(),
+            synced_dirs: RefCell::default(),
         }
     }
 
@@ -212,7 +216,7 @@ impl<H: Host> FileCache<H> {
             .wait(|| (!self.opening.borrow().contains(&(key, base))).then_some(()))
             .await;
         let known = self.open.borrow_mut().get(&(key, base)).cloned();
-        let sync = missing == Missing::Make && self.unsynced.borrow().contains(&(key, base));
+        let sync = missing == Missing::Make && !self.has_durable_name(key, base);
         if let Some(file) = known.as_ref().filter(|_| !sync) {
             return Ok(Rc::clone(file));
         }
@@ -232,12 +236,16 @@ impl<H: Host> FileCache<H> {
                 Err(e) => return Err(StorageError::io("open", &path)(e)),
             },
         };
-        if missing == Missing::Make && self.unsynced.borrow().contains(&(key, base)) {
+        if missing == Missing::Make && !self.has_durable_name(key, base) {
             self.sync_name(key).await?;
             self.unsynced.borrow_mut().remove(&(key, base));
         }
         self.open.borrow_mut().insert((key, base), Rc::clone(&file), 1);
         Ok(file)
+    }
+
+    fn has_durable_name(&self, key: PartitionKey, base: Offset) -> bool {
+        self.synced_dirs.borrow().contains(&key) && !self.unsynced.borrow().contains(&(key, base))
     }
 
     async fn create(&self, key: PartitionKey, base: Offset, path: &Path) -> Result<H::File, StorageError> {
@@ -253,17 +261,17 @@ impl<H: Host> FileCache<H> {
             .map_err(StorageError::io("create", path))
     }
 
-    /// Makes the names in a partition's folder durable, and that of the folder while it may be new.
+    /// Makes the names in a partition's folder durable, and that of the folder.
     async fn sync_name(&self, key: PartitionKey) -> Result<(), StorageError> {
         let dir = partition_dir(&self.logs, &key);
-        let names = self.host.list(&dir).map_err(StorageError::io("list", &dir))?;
         self.host.sync_dir(&dir).await.map_err(StorageError::io("sync", &dir))?;
-        if names.len() > 1 {
+        if self.synced_dirs.borrow().contains(&key) {
             return Ok(());
         }
         for dir in [&topic_dir(&self.logs, &key), &self.logs] {
             self.host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))?;
         }
+        self.synced_dirs.borrow_mut().insert(key);
         Ok(())
     }
 
@@ -278,6 +286,9 @@ impl<H: Host> FileCache<H> {
         let gone = (key, base.unwrap_or(Offset::MIN))..=(key, base.unwrap_or(Offset::MAX));
         self.open.borrow_mut().remove_range(gone.clone());
         self.unsynced.borrow_mut().extract_if(gone, |_| true).for_each(drop);
+        if base.is_none() {
+            self.synced_dirs.borrow_mut().remove(&key);
+        }
     }
 }
 

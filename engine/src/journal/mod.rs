@@ -170,8 +170,9 @@ impl<H: Host, C> Journal<H, C> {
         Ok(journal)
     }
 
-    /// Prewrites one file and adds it to the ring. A file of the right length is taken as it is: its blocks
-    /// have been written, which is all that is asked of them.
+    /// Prewrites one file and adds it to the ring. A file of the right length that says whose it is is taken as it is: its blocks
+    /// have been written, which is all that is asked of them. Whoever wrote them may have been killed before they and the file's
+    /// name were durable.
     async fn add_slot(&self, slot: u32) -> Result<(), StorageError> {
         let path = slot_path(&self.config.dir, self.config.shard, slot);
         let fail = |operation| {
@@ -179,7 +180,18 @@ impl<H: Host, C> Journal<H, C> {
             move |e| io_error(operation, path, e)
         };
         let file = self.host.open(&path, OpenMode::Durable).await.map_err(fail("open"))?;
-        if file.size().await.map_err(fail("stat"))? != self.config.slot_bytes {
+        let header = FileHeader {
+            kind: FileKind::Journal,
+            topic: uuid::Uuid::nil(),
+            number: self.config.shard,
+            base: i64::from(slot),
+        };
+        let mut is_made = file.size().await.map_err(fail("stat"))? == self.config.slot_bytes;
+        if is_made {
+            let first = file.read_at(0, BLOCK as usize).await.map_err(fail("read"))?;
+            is_made = FileHeader::decode(&first, FileKind::Journal, &path).is_ok_and(|found| found == header);
+        }
+        if !is_made {
             file.truncate(0).await.map_err(fail("truncate"))?;
             let mut at = 0;
             while at < self.config.slot_bytes {
@@ -187,23 +199,14 @@ impl<H: Host, C> Journal<H, C> {
                 let mut buf = self.host.buffer(len as usize);
                 buf.fill(0);
                 if at == 0 {
-                    FileHeader {
-                        kind: FileKind::Journal,
-                        topic: uuid::Uuid::nil(),
-                        number: self.config.shard,
-                        base: i64::from(slot),
-                    }
-                    .encode(&mut buf);
+                    header.encode(&mut buf);
                 }
                 file.write_at(buf, at).await.map_err(fail("prewrite"))?;
                 at += len;
             }
-            file.flush().await.map_err(fail("flush"))?;
-            self.host
-                .sync_dir(&self.config.dir)
-                .await
-                .map_err(fail("sync folder of"))?;
         }
+        file.flush().await.map_err(fail("flush"))?;
+        (self.host.sync_dir(&self.config.dir).await).map_err(fail("sync folder of"))?;
         self.files.borrow_mut().insert(slot, Rc::new(file));
         self.ring.borrow_mut().add_slot(slot);
         self.ring_changed.wake_all();
