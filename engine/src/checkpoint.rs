@@ -54,6 +54,12 @@ impl Captured {
         }
     }
 
+    /// The segment that takes appends: its first offset, and where what is captured of it ends.
+    #[must_use]
+    pub fn active_end(&self) -> Option<(Offset, u64)> {
+        self.segments.last().map(|s| (s.base, s.end))
+    }
+
     /// How much there is to pack, about.
     fn parts(&self) -> usize {
         1 + self.producers.places() + self.segments.len()

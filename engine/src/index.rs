@@ -64,6 +64,19 @@ impl SegmentIndex {
         self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
     }
 
+    /// Forgets the batches at or behind `position`. What the last entry stands for is to be noted again before what follows it.
+    pub fn forget_from(&mut self, position: u64) {
+        self.entries
+            .truncate(self.entries.partition_point(|e| e.position < position));
+        self.max_timestamp = self.entries.last().map_or(i64::MIN, |e| e.max_timestamp_before);
+    }
+
+    /// The last entry.
+    #[must_use]
+    pub fn last(&self) -> Option<&IndexEntry> {
+        self.entries.last()
+    }
+
     /// Puts the entries of the batches before [`complete_from`](Self::complete_from) in front.
     pub fn prepend(&mut self, before: Self) {
         let mut entries = before.entries;
@@ -76,11 +89,17 @@ impl SegmentIndex {
         self.max_timestamp = self.max_timestamp.max(before.max_timestamp);
     }
 
+    /// The last entry that does not stand behind the batch that holds `offset`; `None` if it stands before all entries.
+    #[must_use]
+    pub fn entry_of(&self, offset: Offset) -> Option<&IndexEntry> {
+        let i = self.entries.partition_point(|e| e.offset <= offset);
+        i.checked_sub(1).map(|i| &self.entries[i])
+    }
+
     /// A position at or before the batch that holds `offset`.
     #[must_use]
     pub fn position_of(&self, offset: Offset) -> u64 {
-        let i = self.entries.partition_point(|e| e.offset <= offset);
-        i.checked_sub(1).map_or(BLOCK, |i| self.entries[i].position)
+        self.entry_of(offset).map_or(BLOCK, |e| e.position)
     }
 
     /// An offset at or before the first batch with a timestamp of at least `timestamp`; `None` for the segment's first.
@@ -102,7 +121,8 @@ impl SegmentIndex {
         self.entries.is_empty()
     }
 
-    /// Writes the file of a sealed segment: header block, then length, CRC and the rkyv archive.
+    /// Writes a segment's index file: header block, then length, CRC and the rkyv archive. It is not flushed: one that a crash has left
+    /// damaged does not check out, and nothing but a scan is lost.
     ///
     /// # Errors
     /// Any failure of the disk.
@@ -119,7 +139,7 @@ impl SegmentIndex {
             number: key.partition,
             base,
         };
-        archive::store(host, path, header, &Packed::new(self)).await
+        archive::write(host, path, header, &Packed::new(self)).await.map(drop)
     }
 
     /// Reads a stored index; `None` if there is none or it does not check out (it is then made anew).

@@ -53,6 +53,14 @@ pub struct SegmentMeta {
     pub created_ms: i64,
 }
 
+impl SegmentMeta {
+    /// The same up to a position.
+    #[must_use]
+    pub fn until(self, end: u64) -> Self {
+        Self { end, ..self }
+    }
+}
+
 /// Where a log is cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cut {

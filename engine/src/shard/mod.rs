@@ -6,12 +6,13 @@
 //! tail moves).
 //! A follower's appends, and the cuts that make its log its leader's, are in `replica`. How a partition goes to another shard
 //! is in `moves`.
-//! Read path: the tail in memory, else `read` through the read cache.
+//! Read path: the tail in memory, else `read` through the read cache; where to begin, `indexes` knows.
 //!
 //! Runs on one thread; every borrow of a cell ends before the next await.
 
 mod append;
 mod commit;
+mod indexes;
 mod maintain;
 mod moves;
 mod partition;
@@ -139,6 +140,8 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) leaving: RefCell<VecDeque<PartitionKey>>,
     pub(crate) read_cache: ReadCache,
     pub(crate) index_cache: IndexCache,
+    /// The front of some segment's index is being looked up.
+    pub(crate) completing_index: Cell<bool>,
     pub(crate) queue: Rc<Budget>,
     /// Of what is written to segments in the background.
     pub(crate) pace: Pace,
@@ -203,6 +206,7 @@ impl<H: Host> Shard<H> {
             files: FileCache::new(host.clone(), config.logs_dir(), config.open_files),
             read_cache: ReadCache::new(config.read_cache_bytes - indexes),
             index_cache: IndexCache::new(indexes),
+            completing_index: Cell::new(false),
             queue: Budget::new(config.queue_bytes),
             pace: Pace::default(),
             reading: Budget::new(read::READS_IN_USE),

@@ -7,12 +7,12 @@ use std::{
 };
 
 use crate::{
-    batch::{Batch, RecordKind},
+    batch::{Batch, BatchHeader, RecordKind},
     checkpoint::Captured,
     error::StorageError,
     index::SegmentIndex,
     journal::Entry,
-    log::{LogConfig, LogState},
+    log::{LogConfig, LogState, SegmentMeta},
     paged::PagedDeque,
     shard::commit::Completion,
     sync::WaitList,
@@ -84,6 +84,8 @@ pub struct Partition {
     pub(crate) cuts: Cell<u64>,
     /// Index of the segment appended to.
     pub(crate) active_index: RefCell<Option<(Offset, SegmentIndex)>>,
+    /// Up to which position of the segment appended to its index file goes; where appends began if there may be none.
+    pub(crate) index_stored: Cell<u64>,
     /// Indexes of segments that were closed and whose index file is not written yet.
     pub(crate) sealed_indexes: RefCell<Vec<(Offset, SegmentIndex)>>,
     pub(crate) cursors: RefCell<VecDeque<Cursor>>,
@@ -104,7 +106,31 @@ pub struct PartitionStatus {
     pub latest_epoch: LeaderEpoch,
 }
 
+/// A segment as it was when somebody began to read it.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen {
+    pub meta: SegmentMeta,
+    /// How often the log had been cut.
+    pub cuts: u64,
+}
+
+impl Seen {
+    /// The same up to a position.
+    pub fn until(self, end: u64) -> Self {
+        Self {
+            meta: self.meta.until(end),
+            ..self
+        }
+    }
+}
+
 impl Partition {
+    /// A segment of now.
+    pub(crate) fn seen(&self, meta: SegmentMeta) -> Seen {
+        let cuts = self.cuts.get();
+        Seen { meta, cuts }
+    }
+
     /// Where a segment ends to which nothing will be appended any more; `None` for the one that takes appends.
     pub(crate) fn sealed_end(&self, base: Offset) -> Option<u64> {
         let state = self.state.borrow();
@@ -133,6 +159,7 @@ impl Partition {
             producers: Cell::new(0),
             cuts: Cell::new(0),
             active_index: RefCell::default(),
+            index_stored: Cell::new(0),
             sealed_indexes: RefCell::default(),
             cursors: RefCell::default(),
         }
@@ -312,6 +339,7 @@ impl Partition {
             Some((b, index)) if *b == base => index.note(&batch.header),
             _ => {
                 let mut index = SegmentIndex::new(restarted_at.unwrap_or(crate::layout::BLOCK));
+                self.index_stored.set(index.complete_from);
                 index.note(&batch.header);
                 if let Some(closed) = active.replace((base, index)) {
                     self.sealed_indexes.borrow_mut().push(closed);
@@ -319,4 +347,10 @@ impl Partition {
             }
         }
     }
+}
+
+/// Headers of the batches of one segment that are in memory. They are its last ones, and may not be in the segment yet.
+pub(crate) fn in_memory(tail: &PagedDeque<TailEntry>, base: Offset) -> impl Iterator<Item = &BatchHeader> {
+    let first = tail.partition_point(|e| e.batch.header.segment_base < base);
+    (tail.iter_from(first).map(|e| &e.batch.header)).take_while(move |h| h.segment_base == base)
 }

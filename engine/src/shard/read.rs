@@ -9,14 +9,13 @@ use crate::{
     cache::{CHUNK, ChunkKey},
     error::{BatchError, ReadError, StorageError},
     host::{self, Host, HostFile},
-    index::SegmentIndex,
     kafka_batch::{self, BATCH_HEADER_LEN},
     layout::BLOCK,
     log::{LogState, SegmentMeta},
-    segment::{Missing, index_path, segment_path},
+    segment::{Missing, segment_path},
     shard::{
         Shard,
-        partition::{Cursor, Partition},
+        partition::{Cursor, Partition, Seen, in_memory},
     },
     types::{LeaderEpoch, Offset, PartitionKey, align_up},
 };
@@ -127,7 +126,7 @@ impl<H: Host> Shard<H> {
         visit: &mut impl FnMut(&Batch) -> bool,
     ) -> Result<(), ReadError> {
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
-        let limit = {
+        let mut limit = {
             let state = partition.state.borrow();
             if offset < state.log_start() || offset > state.log_end() {
                 return Err(out_of_range(&state, offset));
@@ -135,6 +134,7 @@ impl<H: Host> Shard<H> {
             limit(&state)
         };
         let mut next = offset;
+        let mut cuts = partition.cuts.get();
         let counters = self.counters();
         while next < limit {
             let in_memory = partition
@@ -169,10 +169,15 @@ impl<H: Host> Shard<H> {
                         return Err(ReadError::UnknownPartition(key));
                     }
                     let state = partition.state.borrow();
-                    return Err(match next < state.log_start() {
-                        true => out_of_range(&state, next),
-                        false => error,
-                    });
+                    if next < state.log_start() || next > state.log_end() {
+                        return Err(out_of_range(&state, next));
+                    }
+                    if cuts == partition.cuts.get() {
+                        return Err(error);
+                    }
+                    // What stands there now is read instead.
+                    cuts = partition.cuts.get();
+                    limit = limit.min(state.log_end());
                 }
             }
         }
@@ -187,15 +192,17 @@ impl<H: Host> Shard<H> {
         until: Offset,
         visit: &mut impl FnMut(&Batch) -> bool,
     ) -> Result<Option<Offset>, ReadError> {
+        let cuts = partition.cuts.get();
         let mut next = offset;
-        let mut place = self.locate(partition, offset).await?;
+        let mut place = self.locate(partition, offset, cuts).await?;
         while next < until {
-            let Some(segment) = segment_at(partition, place.base) else {
+            let Some(meta) = segment_at(partition, place.base) else {
                 // Retention removed it meanwhile.
                 return Err(out_of_range(&partition.state.borrow(), offset));
             };
+            let segment = Seen { meta, cuts };
             let Some((header, position)) = self.next_header(partition, &segment, place.position).await? else {
-                match segment_after(partition, segment.base) {
+                match segment_after(partition, meta.base) {
                     Some(following) => {
                         place = Cursor {
                             offset: following.base,
@@ -224,7 +231,7 @@ impl<H: Host> Shard<H> {
                 .await?;
             if crc32c::crc32c(&payload) != header.payload_crc {
                 return Err(self
-                    .corrupt(partition, segment.base, position, "payload checksum differs")
+                    .corrupt(partition, &segment, position, "payload checksum differs")
                     .into());
             }
             next = header.last_offset + 1;
@@ -237,15 +244,20 @@ impl<H: Host> Shard<H> {
                         position,
                         ..place
                     },
+                    cuts,
                 );
                 return Ok(None);
             }
         }
-        self.remember(partition, place);
+        self.remember(partition, place, cuts);
         Ok(Some(next))
     }
 
-    fn remember(&self, partition: &Partition, cursor: Cursor) {
+    /// Keeps where a reader is, unless the log was cut since that reader began.
+    fn remember(&self, partition: &Partition, cursor: Cursor, cuts: u64) {
+        if partition.cuts.get() != cuts {
+            return;
+        }
         let mut cursors = partition.cursors.borrow_mut();
         if cursors.len() == CURSORS_MAX {
             cursors.pop_front();
@@ -276,7 +288,7 @@ impl<H: Host> Shard<H> {
         }
     }
 
-    async fn locate(&self, partition: &Rc<Partition>, offset: Offset) -> Result<Cursor, ReadError> {
+    async fn locate(&self, partition: &Rc<Partition>, offset: Offset, cuts: u64) -> Result<Cursor, ReadError> {
         let remembered = {
             let mut cursors = partition.cursors.borrow_mut();
             let at = cursors.iter().position(|c| c.offset == offset);
@@ -292,9 +304,14 @@ impl<H: Host> Shard<H> {
             let index = (state.segment_index(offset)).ok_or_else(|| out_of_range(&state, offset))?;
             state.segments()[index]
         };
-        let position = self
-            .with_index(partition, &segment, |index| index.position_of(offset))
-            .await?;
+        let position = match offset == segment.base {
+            true => BLOCK,
+            false => {
+                let seen = Seen { meta: segment, cuts };
+                self.with_index(partition, &seen, |index| index.position_of(offset))
+                    .await?
+            }
+        };
         Ok(Cursor {
             offset,
             base: segment.base,
@@ -302,79 +319,20 @@ impl<H: Host> Shard<H> {
         })
     }
 
-    /// Asks the index of a segment, loading or making it if it is not in memory.
-    async fn with_index<T>(
-        &self,
-        partition: &Rc<Partition>,
-        segment: &SegmentMeta,
-        ask: impl Fn(&SegmentIndex) -> T,
-    ) -> Result<T, ReadError> {
-        // An index begun after a restart lacks the front of its segment. What it has may still be in memory only, so the
-        // scan must not go further.
-        if let Some(from) = partition.in_memory_index(segment.base, |index| index.complete_from) {
-            let front = match from > BLOCK {
-                true => Some(self.scan_index(partition, segment, from).await?),
-                false => None,
-            };
-            let answer = partition.in_memory_index(segment.base, |index| {
-                if let Some(front) = front.filter(|_| index.complete_from == from) {
-                    index.prepend(front);
-                }
-                ask(index)
-            });
-            // Meanwhile it may have got a file.
-            if let Some(answer) = answer {
-                return Ok(answer);
-            }
-        }
-        if let Some(index) = self.0.index_cache.get(partition.key, segment.base) {
-            return Ok(ask(&index));
-        }
-        let path = index_path(self.0.files.logs(), &partition.key, segment.base);
-        let cuts = partition.cuts.get();
-        let index = match SegmentIndex::load(&self.0.host, &path).await {
-            Some(index) => index,
-            None => self.scan_index(partition, segment, segment.end).await?,
-        };
-        let index = Rc::new(index);
-        // What it says of batches that were cut meanwhile would be held against those that come in their place.
-        if partition.cuts.get() == cuts && !partition.deleted.get() {
-            (self.0.index_cache).insert(partition.key, segment.base, Rc::clone(&index));
-        }
-        Ok(ask(&index))
-    }
-
-    /// Makes an index from the headers of a segment's batches.
-    async fn scan_index(
-        &self,
-        partition: &Rc<Partition>,
-        segment: &SegmentMeta,
-        until: u64,
-    ) -> Result<SegmentIndex, ReadError> {
-        let mut index = SegmentIndex::new(BLOCK);
-        let mut position = BLOCK;
-        let segment = SegmentMeta { end: until, ..*segment };
-        while let Some((header, at)) = self.next_header(partition, &segment, position).await? {
-            index.note(&header);
-            position = at + header.stored_len();
-        }
-        Ok(index)
-    }
-
     /// The first batch header at or after `position`; `None` at the segment's end. Unused rests of blocks are skipped.
     pub(crate) async fn next_header(
         &self,
         partition: &Rc<Partition>,
-        segment: &SegmentMeta,
+        segment: &Seen,
         mut position: u64,
     ) -> Result<Option<(BatchHeader, u64)>, ReadError> {
-        while position + batch::HEADER_LEN as u64 <= segment.end {
+        while position + batch::HEADER_LEN as u64 <= segment.meta.end {
             let bytes = self.read_bytes(partition, segment, position, batch::HEADER_LEN).await?;
             let head = bytes.first_chunk().expect("read_bytes gives the length asked for");
             match BatchHeader::decode(head) {
                 Ok(header)
                     if header.key == partition.key
-                        && header.segment_base == segment.base
+                        && header.segment_base == segment.meta.base
                         && header.segment_position == position =>
                 {
                     return Ok(Some((header, position)));
@@ -382,17 +340,12 @@ impl<H: Host> Shard<H> {
                 Err(HeaderError::Blank) => position = align_up(position + 1, BLOCK),
                 Ok(_) => {
                     return Err(self
-                        .corrupt(
-                            partition,
-                            segment.base,
-                            position,
-                            "a batch of another place stands here",
-                        )
+                        .corrupt(partition, segment, position, "a batch of another place stands here")
                         .into());
                 }
                 Err(HeaderError::Damaged) => {
                     return Err(self
-                        .corrupt(partition, segment.base, position, "batch header checksum differs")
+                        .corrupt(partition, segment, position, "batch header checksum differs")
                         .into());
                 }
             }
@@ -400,10 +353,46 @@ impl<H: Host> Shard<H> {
         Ok(None)
     }
 
-    async fn read_bytes(
+    /// Shows the headers of a segment's batches from `position`, where one stands, to `until`, or until `visit` says no: from the segment,
+    /// and from memory where they may not be in it yet.
+    pub(super) async fn visit_headers(
         &self,
         partition: &Rc<Partition>,
-        segment: &SegmentMeta,
+        segment: &Seen,
+        mut position: u64,
+        until: u64,
+        visit: &mut impl FnMut(&BatchHeader) -> bool,
+    ) -> Result<(), ReadError> {
+        loop {
+            // While this reads, batches are written and go from memory: what is there now is what is looked for in the segment.
+            let written = {
+                let tail = partition.tail.borrow();
+                let first = in_memory(&tail, segment.meta.base).next();
+                first.map_or(until, |h| h.segment_position).min(until)
+            };
+            if position >= written {
+                break;
+            }
+            while let Some((header, at)) = self.next_header(partition, &segment.until(written), position).await? {
+                if !visit(&header) {
+                    return Ok(());
+                }
+                position = at + header.stored_len();
+            }
+            position = position.max(written);
+        }
+        for header in in_memory(&partition.tail.borrow(), segment.meta.base) {
+            if (position..until).contains(&header.segment_position) && !visit(header) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read_bytes(
+        &self,
+        partition: &Rc<Partition>,
+        segment: &Seen,
         position: u64,
         len: usize,
     ) -> Result<Bytes, ReadError> {
@@ -416,7 +405,7 @@ impl<H: Host> Shard<H> {
             let until = (end.min(chunk_start + CHUNK) - chunk_start) as usize;
             let key = ChunkKey {
                 key: partition.key,
-                base: segment.base,
+                base: segment.meta.base,
                 index,
             };
             let chunk = self.load_chunk(key, until).await?;
@@ -425,7 +414,7 @@ impl<H: Host> Shard<H> {
                 return Err(self
                     .corrupt(
                         partition,
-                        segment.base,
+                        segment,
                         chunk_start + chunk.len() as u64,
                         "the file ends before the log does",
                     )
@@ -487,14 +476,15 @@ impl<H: Host> Shard<H> {
         Ok(out.freeze())
     }
 
-    fn corrupt(&self, partition: &Partition, base: Offset, position: u64, reason: &str) -> StorageError {
+    fn corrupt(&self, partition: &Partition, segment: &Seen, position: u64, reason: &str) -> StorageError {
+        let base = segment.meta.base;
         let error = StorageError::Corrupt {
             path: segment_path(self.0.files.logs(), &partition.key, base),
             position,
             reason: reason.into(),
         };
-        // The file of a segment that the log has given up shrinks while it is still being read.
-        if partition.deleted.get() || segment_at(partition, base).is_none() {
+        // The file of a segment that the log has given up, or that was cut, changes while it is still being read.
+        if partition.deleted.get() || partition.cuts.get() != segment.cuts || segment_at(partition, base).is_none() {
             return error;
         }
         if partition.check_healthy().is_ok() {
@@ -505,13 +495,9 @@ impl<H: Host> Shard<H> {
         error
     }
 
-    fn missing(&self, partition: &Partition, segment: &SegmentMeta, position: u64, offset: Offset) -> StorageError {
-        self.corrupt(
-            partition,
-            segment.base,
-            position,
-            &format!("offset {offset} should stand here and does not"),
-        )
+    fn missing(&self, partition: &Partition, segment: &Seen, position: u64, offset: Offset) -> StorageError {
+        let reason = format!("offset {offset} should stand here and does not");
+        self.corrupt(partition, segment, position, &reason)
     }
 
     /// The first record whose timestamp is at least `timestamp` (KIP-79), below the high watermark.
@@ -532,12 +518,13 @@ impl<H: Host> Shard<H> {
         let Some(segment) = segments.iter().find(|s| s.max_timestamp >= timestamp) else {
             return Ok(None);
         };
+        let seen = partition.seen(*segment);
         // Batches in memory may not be in the segment yet, so the index is asked for an offset and not for a place.
         let tail_start = partition.tail.borrow().front().map(|e| e.batch.header.base_offset);
         let mut from = segment.base.max(log_start);
         if tail_start.is_none_or(|t| from < t) {
             let begin = self
-                .with_index(&partition, segment, |index| index.offset_of_time(timestamp))
+                .with_index(&partition, &seen, |index| index.offset_of_time(timestamp))
                 .await?;
             from = from.max(begin.unwrap_or(segment.base));
         }

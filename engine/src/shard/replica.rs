@@ -4,7 +4,7 @@
 use std::{cell::RefCell, rc::Rc};
 
 use crate::{
-    batch::Batch,
+    batch::{Batch, BatchHeader},
     error::{AppendError, BatchError, ReadError, StorageError},
     host::Host,
     layout::BLOCK,
@@ -13,7 +13,7 @@ use crate::{
     shard::{
         Shard,
         commit::Completion,
-        partition::{Partition, TAIL_OVERHEAD},
+        partition::{Partition, Seen, TAIL_OVERHEAD},
     },
     sync::Permit,
     types::{Offset, PartitionKey, align_up},
@@ -150,7 +150,7 @@ impl<H: Host> Shard<H> {
         segment: SegmentMeta,
         to: Offset,
     ) -> Result<SegmentMeta, ReadError> {
-        let (tail_from, file_end) = {
+        {
             let tail = partition.tail.borrow();
             let at = tail.partition_point(|e| e.batch.header.base_offset < to);
             let last = at.checked_sub(1).and_then(|at| tail.iter_from(at).next());
@@ -158,49 +158,46 @@ impl<H: Host> Shard<H> {
                 && header.segment_base == segment.base
                 && segment.max_timestamp_offset < to
             {
-                return Ok(SegmentMeta {
-                    end: header.segment_end(),
-                    ..segment
-                });
+                return Ok(segment.until(header.segment_end()));
             }
-            // What is in memory may not be in the file yet.
-            let first = tail.front().map(|e| &e.batch.header);
-            match first {
-                Some(h) if h.segment_base == segment.base => (h.base_offset, h.segment_position),
-                Some(h) if h.base_offset <= segment.base => (segment.base, BLOCK),
-                _ => (Offset::MAX, segment.end),
+        }
+        let seen = partition.seen(segment);
+        // The batches before `to` since the last index entry, if the largest timestamp is among them.
+        let near = (self.with_index(partition, &seen, |index| index.entry_of(to - 1).copied())).await?;
+        if let Some(near) = near {
+            let kept = self.last_kept(partition, &seen, near.position, to).await?;
+            if kept.max_timestamp > near.max_timestamp_before {
+                return Ok(kept);
             }
-        };
+        }
+        self.last_kept(partition, &seen, BLOCK, to).await
+    }
+
+    /// What a segment is by its batches from `position` on that stand before `to`.
+    async fn last_kept(
+        &self,
+        partition: &Rc<Partition>,
+        segment: &Seen,
+        position: u64,
+        to: Offset,
+    ) -> Result<SegmentMeta, ReadError> {
         let mut kept = SegmentMeta {
             end: BLOCK,
             max_timestamp: i64::MIN,
-            max_timestamp_offset: segment.base,
-            ..segment
+            max_timestamp_offset: segment.meta.base,
+            ..segment.meta
         };
-        let mut note = |header: &crate::batch::BatchHeader| {
+        let mut note = |header: &BatchHeader| {
+            if header.base_offset >= to {
+                return false;
+            }
             kept.end = header.segment_end();
             if header.max_timestamp > kept.max_timestamp {
                 (kept.max_timestamp, kept.max_timestamp_offset) = (header.max_timestamp, header.last_offset);
             }
+            true
         };
-        let on_disk = SegmentMeta {
-            end: file_end,
-            ..segment
-        };
-        let mut position = BLOCK;
-        while let Some((header, at)) = self.next_header(partition, &on_disk, position).await? {
-            if header.base_offset >= to {
-                break;
-            }
-            note(&header);
-            position = at + header.stored_len();
-        }
-        for entry in partition.tail.borrow().iter_from(0) {
-            let header = &entry.batch.header;
-            if header.segment_base == segment.base && header.base_offset < to && header.base_offset >= tail_from {
-                note(header);
-            }
-        }
+        (self.visit_headers(partition, segment, position, segment.meta.end, &mut note)).await?;
         Ok(kept)
     }
 

@@ -10,10 +10,8 @@ use crate::{
     checkpoint::{self, Captured, Name},
     error::StorageError,
     host::Host,
-    index::SegmentIndex,
     journal::Entry,
-    layout::BLOCK,
-    segment::{index_path, segment_path},
+    segment::segment_path,
     shard::{
         Shard,
         commit::{Carried, Completion},
@@ -25,8 +23,6 @@ use crate::{
 
 /// How long batches carried forward may wait for room in the ring.
 const CARRY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Entries that make the index of an active segment worth a file at a clean stop.
-const ACTIVE_INDEX_MIN: usize = 8;
 /// Partitions written side by side while appends go on: every one may have a flush in the disk's queue, and the journal's
 /// own waits behind them.
 const PARTITIONS_AT_ONCE: usize = 2;
@@ -141,6 +137,7 @@ impl<H: Host> Shard<H> {
         inner.journal.release(tail);
         self.check_disk_room();
         self.trim_tail();
+        self.store_indexes(&dirty).await;
         Ok(())
     }
 
@@ -187,7 +184,7 @@ impl<H: Host> Shard<H> {
                 (_, result) => result,
             };
             match result {
-                Ok(Some(done)) => self.finish_partition(partition, done).await,
+                Ok(Some(done)) => self.finish_partition(partition, done),
                 Ok(None) => {}
                 Err(error) if error.is_disk_full() => {
                     self.mark_dirty(partition);
@@ -235,11 +232,10 @@ impl<H: Host> Shard<H> {
         Ok(Written { batches, end, captured })
     }
 
-    async fn finish_partition(&self, partition: &Rc<Partition>, written: Written) {
+    fn finish_partition(&self, partition: &Rc<Partition>, written: Written) {
         self.mark_written(partition, &written.batches);
         partition.unwritten_from.set(written.end);
         *partition.in_segments.borrow_mut() = Arc::new(written.captured);
-        self.store_sealed_indexes(partition).await;
     }
 
     /// Puts a failed partition's acknowledged batches into the journal again, so that its ring can go on.
@@ -288,39 +284,6 @@ impl<H: Host> Shard<H> {
         };
         self.poison_shard(&error);
         Err(error)
-    }
-
-    /// Index files are an aid: if one cannot be written it is made anew when it is needed.
-    async fn store_sealed_indexes(&self, partition: &Partition) {
-        // One that lacks the front of its segment stays in memory: whoever asks it first has the front scanned.
-        let complete = |(_, index): &mut (_, SegmentIndex)| index.complete_from <= BLOCK;
-        let sealed: Vec<_> = partition.sealed_indexes.borrow_mut().extract_if(.., complete).collect();
-        for (base, index) in sealed {
-            self.store_index(partition, base, &index).await;
-        }
-    }
-
-    async fn store_index(&self, partition: &Partition, base: i64, index: &SegmentIndex) {
-        if index.complete_from > BLOCK {
-            return;
-        }
-        let path = index_path(self.0.files.logs(), &partition.key, base);
-        if let Err(error) = index.store(&self.0.host, &path, partition.key, base).await {
-            tracing::warn!(%error, "an index could not be stored and will be made anew when needed");
-        }
-    }
-
-    /// Called at a clean stop: the next start finds the index of the active segment too.
-    pub(crate) async fn store_active_indexes(&self) {
-        for partition in self.partitions() {
-            let active = partition.active_index.borrow().clone();
-            // A short segment is scanned in no time; a file and a flush for each would only delay the stop.
-            if let Some((base, index)) = active
-                && index.len() >= ACTIVE_INDEX_MIN
-            {
-                self.store_index(&partition, base, &index).await;
-            }
-        }
     }
 
     /// Called at a clean stop: nobody finds room in a file that was made for what never came.

@@ -88,6 +88,7 @@ struct State {
     synced: HashMap<PathBuf, u64>,
     dirs: HashSet<PathBuf>,
     operations: u64,
+    bytes_read: u64,
     /// How often all tasks were polled.
     turn: u64,
     /// How long operations take.
@@ -149,6 +150,7 @@ impl SimHost {
             synced: HashMap::new(),
             dirs: HashSet::new(),
             operations: 0,
+            bytes_read: 0,
             turn: 0,
             pace: SimRng::new(0),
             cut_at: None,
@@ -176,6 +178,12 @@ impl SimHost {
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.0.borrow().operations
+    }
+
+    /// Bytes read from files so far.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.0.borrow().bytes_read
     }
 
     /// Whether the cut has happened.
@@ -458,11 +466,12 @@ impl HostFile for SimFile {
             "there is room for what is read"
         );
         self.host.turns().await;
-        let s = self.host.0.borrow();
+        let mut s = self.host.0.borrow_mut();
         let bytes = &s.inodes[&self.inode].current;
         let start = (position as usize).min(bytes.len());
         let end = (start + len).min(bytes.len());
         memory.extend_from_slice(&bytes[start..end]);
+        s.bytes_read += (end - start) as u64;
         Ok(memory)
     }
 
