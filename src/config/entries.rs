@@ -448,6 +448,12 @@ pub const ENTRIES: &[Entry] = &[
         "Partitions of __consumer_offsets; fixed once it exists.",
     ),
     broker(
+        "offsets.topic.segment.bytes",
+        Kind::Int(1 << 14, INT),
+        "104857600",
+        "Its `segment.bytes` when it is created: what is no longer needed of it goes by the segment.",
+    ),
+    broker(
         "producer.id.expiration.ms",
         Kind::Int(1, INT),
         "86400000",

@@ -84,8 +84,10 @@ impl GroupsDriver {
         slot.wait_end_known(epoch).await?;
         let now = node.steady_ms();
         let start = slot.partition.status().log_start;
+        let mut bytes = 0;
         node.engine
             .visit(key, start, |batch| {
+                bytes += batch.payload.len();
                 self.load_batch(&batch.payload, now);
                 true
             })
@@ -103,6 +105,13 @@ impl GroupsDriver {
             .loaded(|group| partition_of(group, partitions) == index, now);
         self.loaded.borrow_mut().insert(index, (epoch, true));
         self.wake_clock();
+        tracing::debug!(
+            partition = index,
+            epoch,
+            bytes,
+            ms = node.steady_ms() - now,
+            "groups loaded"
+        );
         Ok(())
     }
 
@@ -292,7 +301,10 @@ impl GroupsDriver {
             partitions: node.shared.settings.number("offsets.topic.num.partitions") as i32,
             replication_factor: 1,
             assignments: Vec::new(),
-            configs: Vec::new(),
+            configs: vec![(
+                "segment.bytes".into(),
+                Some(node.shared.settings.number("offsets.topic.segment.bytes").to_string()),
+            )],
         };
         let wanted = node.shared.settings.number("offsets.topic.replication.factor") as i16;
         node.coordinator()
