@@ -143,8 +143,6 @@ pub struct Node {
     pub in_flight: Cell<usize>,
     /// What batches for topics must meet.
     pub produce_rules: RefCell<KnownRules>,
-    /// Fetches without a session so far: they begin at another of their partitions each time.
-    pub fetch_turns: Cell<usize>,
 }
 
 /// What runs on shard 0 only.
@@ -213,7 +211,6 @@ impl Node {
             stop: WaitList::default(),
             in_flight: Cell::new(0),
             produce_rules: RefCell::default(),
-            fetch_turns: Cell::new(0),
         })
     }
 

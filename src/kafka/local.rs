@@ -21,6 +21,9 @@ use crate::{
     replication::{Slot, now_ms},
 };
 
+/// Least room for which a read goes to the disk, unless no more was asked for.
+const DISK_READ_MIN: usize = 64 << 10;
+
 /// Batches for one partition.
 #[derive(Debug)]
 pub struct Append {
@@ -137,6 +140,8 @@ pub struct Read {
 pub struct Given {
     /// Whole batches.
     pub bytes: Bytes,
+    /// There are more, for which there was no room beside what others gave.
+    pub is_cut_short: bool,
     /// Offset behind the last visible record.
     pub high_watermark: i64,
     /// First offset of the log.
@@ -176,6 +181,7 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
         let status = partition.status();
         return Ok(Given {
             bytes: Bytes::new(),
+            is_cut_short: false,
             high_watermark: status.high_watermark,
             log_start: status.log_start,
             preferred: Some(closer),
@@ -189,6 +195,7 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
             Some((epoch, end)) if epoch < read.last_fetched_epoch || end < read.offset => {
                 return Ok(Given {
                     bytes: Bytes::new(),
+                    is_cut_short: false,
                     high_watermark: status.high_watermark,
                     log_start: status.log_start,
                     preferred: None,
@@ -198,7 +205,14 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
             _ => {}
         }
     }
-    let records = match node.engine.read(read.key, read.offset, max_bytes, at_least_one).await {
+    // The rest that others have left is not worth a read from the disk.
+    let is_rest = !at_least_one && max_bytes < read.max_bytes.min(DISK_READ_MIN);
+    let most = if is_rest && !partition.is_in_memory(read.offset) {
+        0
+    } else {
+        max_bytes
+    };
+    let records = match node.engine.read(read.key, read.offset, most, at_least_one).await {
         // The leader has more; this copy will have it soon.
         Err(ReadError::OffsetOutOfRange { offset, log_end, .. })
             if offset > log_end && slot.check_leads(read.epoch).is_err() =>
@@ -212,6 +226,7 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
     };
     Ok(Given {
         bytes: records.bytes.into(),
+        is_cut_short: max_bytes < read.max_bytes && records.next_offset < records.high_watermark,
         high_watermark: records.high_watermark,
         log_start: records.log_start,
         preferred: None,

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use kafka_protocol::ResponseError;
-use millrace_engine::sync::Permit;
+use millrace_engine::sync::{Permit, concurrently};
 
 use crate::{
     kafka::{
@@ -132,36 +132,56 @@ impl<'a> Reads<'a> {
         outcomes
     }
 
-    /// Reads every partition once, shard after shard, so that the limits hold over all.
+    /// Reads every partition once. The shards read at the same time, each for its share of the room; what some leave, those have that could
+    /// give more, one after the other.
     async fn pass(&self, max_bytes: usize) -> Outcomes {
+        let given = match &*self.parts {
+            [part] => vec![self.ask(part, max_bytes, true).await],
+            parts => self.ask_all(parts, max_bytes).await,
+        };
         let mut outcomes: Vec<Option<Result<Given, Failure>>> = Vec::new();
         outcomes.resize_with(self.partitions.len(), || None);
         for (place, failure) in &self.refused {
             outcomes[*place] = Some(Err(failure.clone()));
         }
-        let mut room = max_bytes;
-        let mut nothing_yet = true;
-        for part in &self.parts {
-            let at_least_one = nothing_yet;
-            let reads = Arc::clone(&part.reads);
-            let read_there = move |n| async move { local::read(&n, &reads, room, at_least_one).await };
-            match self.node.router.call(self.node, part.shard, read_there).await {
-                Ok(given) => {
-                    for (place, given) in part.places.iter().zip(given) {
-                        if let Ok(g) = &given {
-                            room = room.saturating_sub(g.bytes.len());
-                            nothing_yet &= g.bytes.is_empty();
-                        }
-                        outcomes[*place] = Some(given);
-                    }
-                }
-                Err(stopping) => (part.places.iter()).for_each(|place| outcomes[*place] = Some(Err(stopping.into()))),
+        for (part, given) in self.parts.iter().zip(given) {
+            for (place, given) in part.places.iter().zip(given) {
+                outcomes[*place] = Some(given);
             }
         }
         outcomes
             .into_iter()
             .map(|o| o.unwrap_or_else(|| Err(Failure::unknown_partition())))
             .collect()
+    }
+
+    async fn ask_all(&self, parts: &[Part], max_bytes: usize) -> Vec<Outcomes> {
+        let share = max_bytes / parts.len().max(1);
+        let asked = parts.iter().enumerate().map(|(n, part)| self.ask(part, share, n == 0));
+        let mut given = concurrently(parts.len(), asked).await;
+        let mut left = max_bytes.saturating_sub(given.iter().map(bytes_of).sum());
+        for (n, part) in parts.iter().enumerate() {
+            // Less than that is not worth another question.
+            if left < share {
+                break;
+            }
+            if given[n].iter().flatten().any(|g| g.is_cut_short) {
+                let (room, at_least_one) = (bytes_of(&given[n]) + left, given.iter().all(|g| bytes_of(g) == 0));
+                given[n] = self.ask(part, room, at_least_one).await;
+                left = room.saturating_sub(bytes_of(&given[n]));
+            }
+        }
+        given
+    }
+
+    /// What a shard gives of at most `room` bytes.
+    async fn ask(&self, part: &Part, room: usize, at_least_one: bool) -> Outcomes {
+        let reads = Arc::clone(&part.reads);
+        let read_there = move |n| async move { local::read(&n, &reads, room, at_least_one).await };
+        match self.node.router.call(self.node, part.shard, read_there).await {
+            Ok(given) => given,
+            Err(stopping) => part.places.iter().map(|_| Err(stopping.into())).collect(),
+        }
     }
 
     /// Waits until the partitions together have so many bytes, for at most `time`.
@@ -188,6 +208,10 @@ impl<'a> Reads<'a> {
         .await;
         waiting.iter().for_each(|part| part.cancel());
     }
+}
+
+fn bytes_of(outcomes: &Outcomes) -> usize {
+    outcomes.iter().flatten().map(|g| g.bytes.len()).sum()
 }
 
 fn resolve(

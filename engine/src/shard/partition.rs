@@ -322,6 +322,12 @@ impl Partition {
         }
     }
 
+    /// Whether a read at `offset` finds what it gives in memory.
+    #[must_use]
+    pub fn is_in_memory(&self, offset: Offset) -> bool {
+        (self.tail.borrow().front()).is_some_and(|first| first.batch.header.base_offset <= offset)
+    }
+
     /// Works on the index of a segment that has no index file yet.
     pub(crate) fn in_memory_index<T>(&self, base: Offset, work: impl FnOnce(&mut SegmentIndex) -> T) -> Option<T> {
         let mut active = self.active_index.borrow_mut();

@@ -1,6 +1,6 @@
 //! Reading: from the batches in memory, else from segments through the read cache, with read-ahead.
 
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -76,18 +76,21 @@ impl<H: Host> Shard<H> {
         let expected = partition.bytes_available(offset, max_bytes as u64) as usize;
         out.bytes.reserve(expected.min(max_bytes));
         let mut next = offset;
-        let visited = self.visit(key, offset, |batch| {
-            if !out.bytes.is_empty() || !at_least_one {
-                let room = max_bytes.saturating_sub(out.bytes.len());
-                if batch.payload.len() > room {
-                    return false;
-                }
-            }
+        let nothing_fits = max_bytes == 0 && !at_least_one;
+        let limit = |state: &LogState| if nothing_fits { offset } else { state.high_watermark() };
+        let given = Cell::new(0);
+        // Asked before a payload is read from the disk.
+        let fits = |header: &BatchHeader| {
+            let is_first = at_least_one && given.get() == 0;
+            is_first || header.payload_len as usize <= max_bytes.saturating_sub(given.get())
+        };
+        let mut take = |batch: &Batch| {
             batch.write_served(&mut out.bytes);
+            given.set(out.bytes.len());
             next = batch.header.last_offset + 1;
             out.bytes.len() < max_bytes
-        });
-        match visited.await {
+        };
+        match self.visit_below(key, offset, limit, &fits, &mut take).await {
             // Damage further on is answered to whoever asks for it: what stands before it is sound.
             Err(ReadError::Storage(_)) if next > offset => {}
             other => other?,
@@ -113,16 +116,17 @@ impl<H: Host> Shard<H> {
         offset: Offset,
         mut visit: impl FnMut(&Batch) -> bool,
     ) -> Result<(), ReadError> {
-        self.visit_below(key, offset, LogState::high_watermark, &mut visit)
+        self.visit_below(key, offset, LogState::high_watermark, &|_| true, &mut visit)
             .await
     }
 
-    /// As [`visit`](Self::visit), below what `limit` says of the log when the call begins.
+    /// As [`visit`](Self::visit), below what `limit` says of the log when the call begins, and up to the first batch that is not `wanted`.
     pub(crate) async fn visit_below(
         &self,
         key: PartitionKey,
         offset: Offset,
         limit: impl FnOnce(&LogState) -> Offset,
+        wanted: &impl Fn(&BatchHeader) -> bool,
         visit: &mut impl FnMut(&Batch) -> bool,
     ) -> Result<(), ReadError> {
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
@@ -137,17 +141,13 @@ impl<H: Host> Shard<H> {
         let mut cuts = partition.cuts.get();
         let counters = self.counters();
         while next < limit {
-            let in_memory = partition
-                .tail
-                .borrow()
-                .front()
-                .is_some_and(|first| first.batch.header.base_offset <= next);
-            if in_memory {
+            if partition.is_in_memory(next) {
                 counters.tail_reads.set(counters.tail_reads.get() + 1);
                 let tail = partition.tail.borrow();
                 let from = tail.partition_point(|e| e.batch.header.last_offset < next);
                 for entry in tail.iter_from(from) {
-                    if entry.batch.header.last_offset >= limit || !visit(&entry.batch) {
+                    let header = &entry.batch.header;
+                    if header.last_offset >= limit || !wanted(header) || !visit(&entry.batch) {
                         return Ok(());
                     }
                 }
@@ -160,7 +160,7 @@ impl<H: Host> Shard<H> {
                 .front()
                 .map_or(limit, |first| first.batch.header.base_offset)
                 .min(limit);
-            match self.visit_segments(&partition, next, until, visit).await {
+            match self.visit_segments(&partition, next, until, wanted, visit).await {
                 Ok(Some(reached)) => next = reached,
                 Ok(None) => return Ok(()),
                 Err(error) => {
@@ -190,6 +190,7 @@ impl<H: Host> Shard<H> {
         partition: &Rc<Partition>,
         offset: Offset,
         until: Offset,
+        wanted: &impl Fn(&BatchHeader) -> bool,
         visit: &mut impl FnMut(&Batch) -> bool,
     ) -> Result<Option<Offset>, ReadError> {
         let cuts = partition.cuts.get();
@@ -221,6 +222,20 @@ impl<H: Host> Shard<H> {
             if header.last_offset < next {
                 continue;
             }
+            let here = Cursor {
+                offset: header.base_offset,
+                position,
+                ..place
+            };
+            if !wanted(&header) {
+                // Whoever took nothing has no need of what comes next.
+                if next == offset {
+                    self.keep_place(partition, here, cuts);
+                } else {
+                    self.remember(partition, here, cuts);
+                }
+                return Ok(None);
+            }
             let payload = self
                 .read_bytes(
                     partition,
@@ -237,15 +252,7 @@ impl<H: Host> Shard<H> {
             next = header.last_offset + 1;
             place.offset = next;
             if !visit(&Batch { header, payload }) {
-                self.remember(
-                    partition,
-                    Cursor {
-                        offset: header.base_offset,
-                        position,
-                        ..place
-                    },
-                    cuts,
-                );
+                self.remember(partition, here, cuts);
                 return Ok(None);
             }
         }
@@ -254,16 +261,23 @@ impl<H: Host> Shard<H> {
     }
 
     /// Keeps where a reader is, unless the log was cut since that reader began.
-    fn remember(&self, partition: &Partition, cursor: Cursor, cuts: u64) {
+    fn keep_place(&self, partition: &Partition, cursor: Cursor, cuts: u64) {
+        let mut cursors = partition.cursors.borrow_mut();
         if partition.cuts.get() != cuts {
             return;
         }
-        let mut cursors = partition.cursors.borrow_mut();
         if cursors.len() == CURSORS_MAX {
             cursors.pop_front();
         }
         cursors.push_back(cursor);
-        drop(cursors);
+    }
+
+    /// The same, and reads ahead.
+    fn remember(&self, partition: &Partition, cursor: Cursor, cuts: u64) {
+        self.keep_place(partition, cursor, cuts);
+        if partition.cuts.get() != cuts {
+            return;
+        }
         // A reader that was here once will be back for what follows.
         if let Some(segment) = segment_at(partition, cursor.base) {
             let index = cursor.position / CHUNK;

@@ -53,7 +53,7 @@ impl<H: Host> Shard<H> {
         let mut batches = Vec::new();
         let mut bytes = 0;
         let visited = self
-            .visit_below(key, offset, LogState::log_end, &mut |batch: &Batch| {
+            .visit_below(key, offset, LogState::log_end, &|_| true, &mut |batch: &Batch| {
                 bytes += batch.payload.len();
                 if batches.is_empty() || bytes <= max_bytes {
                     batches.push(batch.clone());

@@ -98,10 +98,10 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         let mut partitions = changed;
         let begins = epoch == 0 && !partitions.is_empty();
         if !begins && !partitions.is_empty() {
-            // A session moves partitions that gave records to the end; without one, the turns see to it that each comes first.
-            let turn = node.fetch_turns.get();
-            node.fetch_turns.set(turn.wrapping_add(1));
-            let first = turn % partitions.len();
+            // A session moves partitions that gave records to the end; without one, chance sees to it that each comes first. Turns would
+            // meet those of clients that turn their lists round themselves: librdkafka does by one, and by one more of ours, every
+            // second of an even number never came first.
+            let first = fastrand::usize(..partitions.len());
             partitions.rotate_left(first);
         }
         let partitions = Partitions::new(partitions);
