@@ -14,14 +14,14 @@
 //! | batch or extent, last offset below the log end | – | skipped: in the segments already |
 //! | batch, first offset = log end | – | written to its place |
 //! | extent, first offset = log end | – | taken in: its payload was flushed before the record |
-//! | batch or extent, first offset beyond the log end | – | corruption: an acknowledged batch is missing |
+//! | batch or extent, first offset beyond the log end | – | waits for what comes before it; if that does not come, an acknowledged batch is missing: corruption |
 //! | log start | – | the log start moves, never back |
 //! | truncate, restart | – | the log is cut; batches read before that and cut are not written |
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use crate::{
-    batch::{Batch, RecordKind},
+    batch::{Batch, BatchHeader, RecordKind},
     checkpoint::{self, Captured, Name},
     error::StorageError,
     host::{Host, HostFile},
@@ -33,7 +33,7 @@ use crate::{
     segment::{self, FileCache, Missing, segment_path},
     shard::ShardConfig,
     sync::concurrently,
-    types::PartitionKey,
+    types::{Offset, PartitionKey},
 };
 
 /// Partitions written side by side.
@@ -129,16 +129,21 @@ async fn apply<H: Host>(
         .filter(|(_, r)| Cut::of(&r.header).is_some())
         .map(|(at, r)| (r.header.key, at))
         .collect();
+    // Batches of a partition whose segment failed are in the journal twice, the second time behind later ones: these wait for it.
+    let mut early: BTreeMap<PartitionKey, BTreeMap<Offset, Batch>> = BTreeMap::new();
+    let mut starts: BTreeMap<PartitionKey, Offset> = BTreeMap::new();
     for (at, record) in journal.records.into_iter().enumerate() {
         let key = record.header.key;
         let log = logs.entry(key).or_insert_with(|| LogState::new(key));
         if record.header.kind == RecordKind::LogStart {
+            starts.insert(key, record.header.base_offset);
             for gone in log.advance_log_start(record.header.base_offset.min(log.log_end())) {
                 remove_segment(host, logs_dir, key, gone.base).await?;
             }
             continue;
         }
         if let Some(cut) = Cut::of(&record.header) {
+            early.remove(&key);
             // A checkpoint may say less than was there when the cut was made.
             if cut.log_end() <= log.log_end() || matches!(cut, Cut::Restart { .. }) {
                 log.cut(&cut, now);
@@ -151,27 +156,37 @@ async fn apply<H: Host>(
         if record.header.last_offset < log.log_end() {
             continue;
         }
-        if record.header.base_offset != log.log_end() {
+        if record.header.base_offset < log.log_end() {
             // What a cut further on takes away need not fit what a later checkpoint says.
             if last_cut.get(&key).is_some_and(|cut| at < *cut) {
                 continue;
             }
-            return Err(StorageError::Corrupt {
-                path: segment_path(logs_dir, &key, record.header.segment_base),
-                position: record.header.segment_position,
-                reason: format!(
-                    "the journal goes on at offset {} but the log ends at {}: acknowledged records are missing",
-                    record.header.base_offset,
-                    log.log_end()
-                ),
-            });
+            return Err(does_not_go_on(logs_dir, log, &record.header));
         }
-        log.apply(&record.header, now);
-        log.advance_durable_end(record.header.last_offset + 1);
-        log.advance_high_watermark(record.header.last_offset + 1);
-        *replayed += 1;
-        if record.header.kind == RecordKind::Batch {
-            to_write.entry(key).or_default().push(record);
+        let waiting = early.entry(key).or_default();
+        waiting.insert(record.header.base_offset, record);
+        while let Some(record) = waiting.remove(&log.log_end()) {
+            log.apply(&record.header, now);
+            log.advance_durable_end(record.header.last_offset + 1);
+            log.advance_high_watermark(record.header.last_offset + 1);
+            *replayed += 1;
+            if record.header.kind == RecordKind::Batch {
+                to_write.entry(key).or_default().push(record);
+            }
+        }
+    }
+    for (key, waiting) in early {
+        if let Some(record) = waiting
+            .into_values()
+            .find(|r| r.header.base_offset >= logs[&key].log_end())
+        {
+            return Err(does_not_go_on(logs_dir, &logs[&key], &record.header));
+        }
+    }
+    for (key, start) in starts {
+        let Some(log) = logs.get_mut(&key) else { continue };
+        for gone in log.advance_log_start(start.min(log.log_end())) {
+            remove_segment(host, logs_dir, key, gone.base).await?;
         }
     }
     for (key, batches) in &mut to_write {
@@ -201,6 +216,18 @@ async fn apply<H: Host>(
         synced.map_err(StorageError::io("sync", logs_dir))?;
     }
     Ok(())
+}
+
+fn does_not_go_on(logs_dir: &Path, log: &LogState, header: &BatchHeader) -> StorageError {
+    StorageError::Corrupt {
+        path: segment_path(logs_dir, &log.key, header.segment_base),
+        position: header.segment_position,
+        reason: format!(
+            "the journal goes on at offset {} but the log ends at {}: acknowledged records are missing",
+            header.base_offset,
+            log.log_end()
+        ),
+    }
 }
 
 async fn remove_segment<H: Host>(host: &H, logs_dir: &Path, key: PartitionKey, base: i64) -> Result<(), StorageError> {

@@ -1,5 +1,5 @@
 //! Logs over many lives: each one goes on with what crashes of those before have left, on another number of shards, and may end
-//! anywhere, in the middle of its recovery too. All that was acknowledged in any of them is there after each.
+//! anywhere, in the middle of its recovery too, or with a disk that fails or is full. All that was acknowledged in any of them is there after each.
 //!
 //! Replay one case with `MILLRACE_SEED=n cargo test -p millrace-engine --test lives`.
 
@@ -12,6 +12,7 @@ use common::{
     history::{Model, payload, verify},
     key, seeds,
 };
+use futures_lite::future;
 use millrace_engine::{
     disk::sim::{Fault, SimHost, SimRng},
     host::Host,
@@ -24,7 +25,7 @@ use millrace_engine::{
 const PARTITIONS: u32 = 4;
 const LIVES: u64 = 6;
 
-/// One life; errors are the cut's.
+/// One life, to its end or to the first error.
 async fn live(host: SimHost, model: Rc<RefCell<Model>>, mut rng: SimRng, life: u64) -> Option<()> {
     let count = 1 + rng.below(3) as u32;
     // Several partitions are made durable at once, or each by itself.
@@ -82,7 +83,7 @@ async fn live(host: SimHost, model: Rc<RefCell<Model>>, mut rng: SimRng, life: u
                 }
                 host.advance(Duration::from_millis(1));
                 for _ in 0..rng.below(4) {
-                    futures_lite::future::yield_now().await;
+                    future::yield_now().await;
                 }
             }
         }
@@ -97,7 +98,7 @@ async fn live(host: SimHost, model: Rc<RefCell<Model>>, mut rng: SimRng, life: u
 
 #[test]
 fn what_was_acknowledged_in_any_life_is_there_after_each() {
-    for seed in seeds(60) {
+    for seed in seeds(150) {
         let (mut rng, mut host, model) = (
             SimRng::new(seed),
             SimHost::new(),
@@ -105,12 +106,27 @@ fn what_was_acknowledged_in_any_life_is_there_after_each() {
         );
         for life in 0..LIVES {
             let context = format!("seed {seed}, life {life}");
-            let is_cut = rng.below(4) > 0;
-            if is_cut {
-                host.inject(Fault::CutAfter(rng.below(400)));
+            let fault = match rng.below(8) {
+                0 => None,
+                1 => Some(Fault::WriteError(rng.below(200))),
+                2 => Some(Fault::FlushError(rng.below(100))),
+                3 => Some(Fault::Full(host.used() + rng.below(400_000))),
+                _ => Some(Fault::CutAfter(rng.below(400))),
+            };
+            if let Some(fault) = fault {
+                host.inject(fault);
             }
-            let lived = host.run(live(host.clone(), Rc::clone(&model), SimRng::new(rng.next_u64()), life));
-            assert!(is_cut || lived == Some(Some(())), "{context}: fails without a cause");
+            let life_long = live(host.clone(), Rc::clone(&model), SimRng::new(rng.next_u64()), life);
+            // Nobody frees a full disk: what waits for room then waits for ever.
+            let over = async {
+                host.sleep(Duration::from_secs(60)).await;
+                None
+            };
+            let lived = host.run(future::or(life_long, over));
+            assert!(
+                fault.is_some() || lived == Some(Some(())),
+                "{context}: fails without a cause"
+            );
             host = after_cut(&host, seed, life).0;
             // On a copy: the next life begins with what this one left, not with what looking at it did.
             let copy = host.after_kill();

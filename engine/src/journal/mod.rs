@@ -213,15 +213,16 @@ impl<H: Host, C> Journal<H, C> {
         Ok(())
     }
 
-    /// Adds the remaining slots; run in the background after [`open`](Self::open).
+    /// Adds the next slot that is missing; run in the background after [`open`](Self::open), until it says that there are all.
     ///
     /// # Errors
-    /// Any failure of the disk. The ring goes on with the slots it has.
-    pub async fn grow(&self) -> Result<(), StorageError> {
-        for slot in 1..self.config.slots {
+    /// Any failure of the disk. The ring goes on with the slots it has; with only one it stops when that is full.
+    pub async fn grow(&self) -> Result<bool, StorageError> {
+        let slot = self.files.borrow().len() as u32;
+        if slot < self.config.slots {
             self.add_slot(slot).await?;
         }
-        Ok(())
+        Ok(slot + 1 >= self.config.slots)
     }
 
     /// Queues an entry; entries become durable in the order of these calls.
@@ -423,7 +424,8 @@ impl<H: Host, C> Journal<H, C> {
     pub fn wants_write_back(&self, partitions: usize) -> bool {
         let ring = self.ring.borrow();
         let enough = WRITE_BACK_BYTES.max(partitions as u64 * PARTITION_BYTES);
-        ring.needed_bytes() > enough || ring.used_bytes() > ring.capacity_bytes() / 2
+        let is_half_full = ring.needed_bytes() > 0 && ring.used_bytes() > ring.capacity_bytes() / 2;
+        ring.needed_bytes() > enough || is_half_full
     }
 
     /// Whether write-back is slower than appends: twice as much waits for it as makes it begin, or half of the ring.

@@ -182,6 +182,7 @@ impl<H: Host> Shard<H> {
                     }
                 }
                 Completion::LogStart { partition, to } => {
+                    partition.marks.borrow_mut().push(entry.batch.header);
                     let gone = partition.state.borrow_mut().advance_log_start(to);
                     if !gone.is_empty() {
                         self.remove_segments(&partition, gone);
@@ -195,6 +196,7 @@ impl<H: Host> Shard<H> {
                 }
                 Completion::Cut { partition, cut, done } => {
                     // At once, so that whatever looks at the log from here on, a checkpoint above all, sees it cut.
+                    partition.marks.borrow_mut().push(entry.batch.header);
                     let gone = self.apply_cut(&partition, &cut);
                     done.replace(Some(gone));
                     touched.push(partition);

@@ -49,6 +49,8 @@ use crate::{
     types::{Offset, PartitionKey, PartitionMap},
 };
 
+/// Pause before room for the rest of the journal is asked for again.
+const GROW_RETRY: Duration = Duration::from_secs(1);
 /// How long work in the background that waits for nothing leaves the thread to others, now and then.
 const BREATH: Duration = Duration::from_millis(1);
 /// One part in so many of the read cache's bytes is for indexes.
@@ -158,6 +160,8 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) writeback_signal: WaitList,
     pub(crate) writeback_done: WaitList,
     pub(crate) writeback_running: Cell<bool>,
+    /// The last pass carried batches of failed partitions forward.
+    pub(crate) carries: Cell<bool>,
     /// Where replay would begin.
     pub(crate) checkpointed: Cell<Position>,
     pub(crate) poisoned: RefCell<Option<String>>,
@@ -221,6 +225,7 @@ impl<H: Host> Shard<H> {
             writeback_signal: WaitList::default(),
             writeback_done: WaitList::default(),
             writeback_running: Cell::new(false),
+            carries: Cell::new(false),
             checkpointed: Cell::new(Position::START),
             poisoned: RefCell::default(),
             disk_room: Cell::new(0),
@@ -245,8 +250,18 @@ impl<H: Host> Shard<H> {
         });
         let s = shard.clone();
         host.spawn(async move {
-            if let Err(error) = s.0.journal.grow().await {
-                tracing::warn!(shard = s.0.config.shard, %error, "the journal stays smaller than configured");
+            let mut is_told = false;
+            while !s.0.closing.get() {
+                match s.0.journal.grow().await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(error) => {
+                        if !std::mem::replace(&mut is_told, true) {
+                            tracing::warn!(shard = s.0.config.shard, %error, "the journal stays smaller than configured until that is mended");
+                        }
+                        s.0.host.sleep(GROW_RETRY).await;
+                    }
+                }
             }
         });
         Ok(shard)

@@ -77,6 +77,11 @@ pub struct Partition {
     pub(crate) unwritten_from: Cell<Offset>,
     /// The state as of when all of it was last in segments: what a checkpoint says.
     pub(crate) in_segments: RefCell<Arc<Captured>>,
+    /// Large batches that went straight to their segments and are not in [`in_segments`](Self::in_segments) yet, without payloads: if a
+    /// pass fails, they are to be said again in the journal.
+    pub(crate) extents: RefCell<VecDeque<BatchHeader>>,
+    /// Moves of the log start, and cuts, that are not in it either.
+    pub(crate) marks: RefCell<Vec<BatchHeader>>,
     pub(crate) unflushed_messages: Cell<i64>,
     /// Producers that the shard counts as remembered here.
     pub(crate) producers: Cell<usize>,
@@ -155,6 +160,8 @@ impl Partition {
             replicated: Cell::new(false),
             dirty: Cell::new(false),
             unwritten_from: Cell::new(0),
+            extents: RefCell::default(),
+            marks: RefCell::default(),
             unflushed_messages: Cell::new(0),
             producers: Cell::new(0),
             cuts: Cell::new(0),

@@ -242,15 +242,16 @@ impl<H: Host> Shard<H> {
     pub(crate) fn apply_cut(&self, partition: &Rc<Partition>, cut: &Cut) -> Vec<SegmentMeta> {
         let end = cut.log_end();
         let gone = partition.state.borrow_mut().cut(cut, self.0.host.now_ms());
+        let all = matches!(cut, Cut::Restart { .. });
         let mut freed = 0;
         {
             let mut tail = partition.tail.borrow_mut();
-            let all = matches!(cut, Cut::Restart { .. });
             while tail.back().is_some_and(|e| all || e.batch.header.base_offset >= end) {
                 freed += tail.pop_back().map_or(0, |e| e.batch.payload.len() + TAIL_OVERHEAD);
             }
         }
         self.0.tail_bytes.set(self.0.tail_bytes.get().saturating_sub(freed));
+        (partition.extents.borrow_mut()).retain(|e| !all && e.base_offset < end);
         // What they say of places may not hold any more; they are made anew when they are asked.
         let last = match cut {
             Cut::Truncate { last, .. } => last.map(|l| l.base),

@@ -5,8 +5,10 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+
 use crate::{
-    batch::Batch,
+    batch::{Batch, BatchHeader},
     checkpoint::{self, Captured, Name},
     error::StorageError,
     host::Host,
@@ -21,6 +23,8 @@ use crate::{
     types::Offset,
 };
 
+/// Pause after a pass that failed, or carried batches forward.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long batches carried forward may wait for room in the ring.
 const CARRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Partitions written side by side while appends go on: every one may have a flush in the disk's queue, and the journal's
@@ -41,6 +45,8 @@ struct Written {
     end: Offset,
     /// The state as of then.
     captured: Captured,
+    /// How many of the marks are in it.
+    marks: usize,
 }
 
 impl<H: Host> Shard<H> {
@@ -74,9 +80,12 @@ impl<H: Host> Shard<H> {
                 } else {
                     tracing::error!(shard = inner.config.shard, %error, "write-back failed and will be tried again");
                 }
-                inner.host.sleep(std::time::Duration::from_secs(1)).await;
+                inner.host.sleep(RETRY).await;
                 self.check_disk_room();
                 inner.writeback_wanted.set(true);
+            } else if inner.carries.get() {
+                // What failed partitions have may alone be enough to ask for the next pass, and for one after that.
+                inner.host.sleep(RETRY).await;
             }
         }
     }
@@ -132,6 +141,7 @@ impl<H: Host> Shard<H> {
         if let Some(error) = failed {
             return Err(error);
         }
+        inner.carries.set(carried.left.get() > 0);
         self.wait_carried(&carried).await?;
         self.store_checkpoint(tail).await?;
         inner.journal.release(tail);
@@ -207,10 +217,10 @@ impl<H: Host> Shard<H> {
     async fn write_partition(&self, partition: &Rc<Partition>, flush_later: bool) -> Result<Written, StorageError> {
         partition.check_healthy()?;
         // Later appends begin in a block of their own, so that no block is written twice.
-        let (end, captured) = {
+        let (end, captured, marks) = {
             let mut state = partition.state.borrow_mut();
             state.close_block();
-            (state.log_end(), Captured::of(&state))
+            (state.log_end(), Captured::of(&state), partition.marks.borrow().len())
         };
         partition
             .changed
@@ -229,25 +239,39 @@ impl<H: Host> Shard<H> {
         };
         self.write_to_segments(partition, &batches, Some(&self.0.pace), flush_later)
             .await?;
-        Ok(Written { batches, end, captured })
+        Ok(Written {
+            batches,
+            end,
+            captured,
+            marks,
+        })
     }
 
     fn finish_partition(&self, partition: &Rc<Partition>, written: Written) {
         self.mark_written(partition, &written.batches);
         partition.unwritten_from.set(written.end);
         *partition.in_segments.borrow_mut() = Arc::new(written.captured);
+        partition.marks.borrow_mut().drain(..written.marks);
+        let mut extents = partition.extents.borrow_mut();
+        while extents.pop_front_if(|e| e.base_offset < written.end).is_some() {}
     }
 
-    /// Puts a failed partition's acknowledged batches into the journal again, so that its ring can go on.
+    /// Says again in the journal what a failed partition's checkpoint does not say, as far as it is durable, so that the ring can go on.
     fn carry_forward(&self, partition: &Rc<Partition>, carried: &Rc<Carried>) {
-        let high_watermark = partition.state.borrow().high_watermark();
-        let batches: Vec<Batch> = partition
-            .tail
-            .borrow()
-            .iter_from(0)
-            .filter(|e| !e.written && e.batch.header.last_offset < high_watermark)
-            .map(|e| e.batch.clone())
+        let durable_end = partition.state.borrow().durable_end();
+        let tail = partition.tail.borrow();
+        let without_payload = |header: &BatchHeader| Batch {
+            header: *header,
+            payload: Bytes::new(),
+        };
+        let unwritten = tail.iter_from(0).filter(|e| !e.written).map(|e| e.batch.clone());
+        let (extents, marks) = (partition.extents.borrow(), partition.marks.borrow());
+        let mut appended: Vec<Batch> = (unwritten.chain(extents.iter().map(without_payload)))
+            .filter(|b| b.header.last_offset < durable_end)
             .collect();
+        appended.sort_by_key(|b| b.header.base_offset);
+        let batches: Vec<Batch> = marks.iter().map(without_payload).chain(appended).collect();
+        drop((tail, extents, marks));
         for batch in batches {
             carried.left.set(carried.left.get() + 1);
             self.0.journal.push(Entry {

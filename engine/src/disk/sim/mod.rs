@@ -698,12 +698,16 @@ impl Host for SimHost {
 
     async fn sleep(&self, time: Duration) {
         let at = self.now_ms() + time.as_millis().max(1) as i64;
+        let mut is_known = false;
         poll_fn(|cx| {
             let mut s = self.0.borrow_mut();
             if s.now_ms >= at {
                 return Poll::Ready(());
             }
-            s.timers.push((at, cx.waker().clone()));
+            // One waker for all tasks polls them anyway.
+            if !std::mem::replace(&mut is_known, true) {
+                s.timers.push((at, cx.waker().clone()));
+            }
             Poll::Pending
         })
         .await;
