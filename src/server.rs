@@ -323,7 +323,8 @@ pub(crate) async fn new_host(data_dir: &Path, beside: &[usize]) -> Result<Glommi
         .map_err(|e| ServeError::Executor(e.to_string()))?;
     probe.close().await.map_err(|e| ServeError::Executor(e.to_string()))?;
     let background = glommio::executor().create_task_queue(Shares::Static(200), Latency::NotImportant, "background");
-    GlommioHost::new(background, beside).map_err(|e| ServeError::Executor(format!("the journal's ring: {e}")))
+    GlommioHost::new(background, beside, data_dir)
+        .map_err(|e| ServeError::Executor(format!("the journal's ring, or the data folder: {e}")))
 }
 
 fn new_node(

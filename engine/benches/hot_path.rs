@@ -104,7 +104,7 @@ impl Host for NullHost {
         Ok(())
     }
 
-    async fn sync_all(&self, _: &Path) -> io::Result<()> {
+    async fn sync_all(&self) -> io::Result<()> {
         Ok(())
     }
 

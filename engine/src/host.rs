@@ -96,9 +96,10 @@ pub trait Host: Clone + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes creations, removals and renames in a folder durable.
     fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
-    /// Makes everything in the file system that holds `path` durable: every completed write, creation, removal and
-    /// rename. One wait instead of several for each file; it also waits for what other programs wrote there.
-    fn sync_all(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+    /// Makes everything in the file system that holds the data folder durable: every completed write, creation, removal and
+    /// rename. One wait instead of several for each file; it also waits for what other programs wrote there. Fails if anything could
+    /// not be written since the last time, whoever was told.
+    fn sync_all(&self) -> impl Future<Output = io::Result<()>>;
     /// Bytes that files under `path` can still take.
     fn free_space(&self, path: &Path) -> io::Result<u64>;
     /// Wall clock, ms since 1970.

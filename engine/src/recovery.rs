@@ -212,7 +212,7 @@ async fn apply<H: Host>(
     .await;
     written.into_iter().collect::<Result<(), _>>()?;
     if missing == Missing::MakeUnsynced {
-        let synced = host.sync_all(logs_dir).await;
+        let synced = host.sync_all().await;
         synced.map_err(StorageError::io("sync", logs_dir))?;
     }
     Ok(())

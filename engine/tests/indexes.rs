@@ -158,13 +158,21 @@ fn they_say_what_stands_in_the_log_after_any_life() {
     for seed in seeds(40) {
         let (mut rng, mut host, model) = (SimRng::new(seed), SimHost::new(), RefCell::new(Model::default()));
         for life in 0..4 {
-            let context = format!("seed {seed}, life {life}");
-            let cut = rng.below(3) > 0;
-            if cut {
-                host.inject(Fault::CutAfter(rng.below(900)));
+            let fault = match rng.below(6) {
+                0 | 1 => None,
+                2 => Some(Fault::WriteError(rng.below(300))),
+                3 => Some(Fault::FlushError(rng.below(150))),
+                _ => Some(Fault::CutAfter(rng.below(900))),
+            };
+            let context = format!("seed {seed}, life {life}, {fault:?}");
+            if let Some(fault) = fault {
+                host.inject(fault);
             }
             let lived = host.run(live(&host, &model, &mut rng, life, &context));
-            assert!(cut || lived == Some(Ok(())), "{context}: {lived:?} without a cause");
+            assert!(
+                fault.is_some() || lived == Some(Ok(())),
+                "{context}: {lived:?} without a cause"
+            );
             host = after_cut(&host, seed, life).0;
             host.run(async {
                 let shard = open(&host, WIDE).await.unwrap_or_else(|e| panic!("{context}: {e}"));

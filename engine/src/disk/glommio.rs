@@ -11,6 +11,7 @@ use std::{
     os::fd::AsRawFd,
     path::Path,
     rc::Rc,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -167,6 +168,9 @@ pub async fn settle() {
 pub struct GlommioHost {
     background: TaskQueueHandle,
     uring: Rc<Uring>,
+    /// The data folder. Open from the start: the system tells those who have it open of what it could not write, and nobody who opens it
+    /// when another was told.
+    dir: Arc<std::fs::File>,
 }
 
 impl GlommioHost {
@@ -180,14 +184,15 @@ impl GlommioHost {
     }
 
     /// Must be called inside an executor; `background` is the task queue for write-back and housekeeping, `workers` are the cores for the
-    /// kernel's worker threads.
+    /// kernel's worker threads, and `dir` is the data folder.
     ///
     /// # Errors
     /// What the system says if a ring cannot be set up.
-    pub fn new(background: TaskQueueHandle, workers: &[usize]) -> io::Result<Self> {
+    pub fn new(background: TaskQueueHandle, workers: &[usize], dir: &Path) -> io::Result<Self> {
         Ok(Self {
             background,
             uring: Rc::new(Uring::new(workers)?),
+            dir: Arc::new(std::fs::File::open(dir)?),
         })
     }
 }
@@ -269,9 +274,9 @@ impl Host for GlommioHost {
         dir.close().await.map_err(flat)
     }
 
-    async fn sync_all(&self, path: &Path) -> io::Result<()> {
-        let dir = std::fs::File::open(path)?;
-        aside(move || rustix::fs::syncfs(&dir)).await?;
+    async fn sync_all(&self) -> io::Result<()> {
+        let dir = Arc::clone(&self.dir);
+        aside(move || rustix::fs::syncfs(&*dir)).await?;
         Ok(())
     }
 

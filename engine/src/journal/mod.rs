@@ -311,7 +311,7 @@ impl<H: Host, C> Journal<H, C> {
             && old != place.slot
         {
             // Replay tells the end of a file from damage by this.
-            self.flush_slot(old).await?;
+            self.flush_slot(old, self.written.get()).await?;
         }
         let mut buf = self.host.buffer(group.bytes as usize);
         let (mut at, mut body_crc) = (format::HEADER_LEN, 0);
@@ -367,10 +367,9 @@ impl<H: Host, C> Journal<H, C> {
             .await
             .map_err(|e| failed("write", e))?;
         if group.must_flush {
-            // Nothing else is in flight, so that this flushes all there is.
-            self.written.set(end);
+            // Nothing else is in flight, so that this flushes all there is. What completes with it has not happened yet.
             self.unflushed_slot.set(Some(place.slot));
-            self.flush_slot(place.slot).await?;
+            self.flush_slot(place.slot, end).await?;
         }
         Ok(written)
     }
@@ -386,14 +385,14 @@ impl<H: Host, C> Journal<H, C> {
         self.written_changed.wake_all();
     }
 
-    async fn flush_slot(&self, slot: u32) -> Result<(), StorageError> {
+    /// Flushes a file; what was written before `mark` is flushed then.
+    async fn flush_slot(&self, slot: u32, mark: Position) -> Result<(), StorageError> {
         let file = Rc::clone(&self.files.borrow()[&slot]);
-        let mark = self.written.get();
         file.flush()
             .await
             .map_err(|e| io_error("flush", slot_path(&self.config.dir, self.config.shard, slot), e))?;
         // A write that finished meanwhile is not covered.
-        if self.written.get() == mark {
+        if self.written.get() <= mark {
             self.unflushed_slot.set(None);
         }
         self.flushed.set(self.flushed.get().max(mark));
@@ -406,7 +405,7 @@ impl<H: Host, C> Journal<H, C> {
     /// A failed flush: the journal must not be used any more.
     pub async fn flush(&self) -> Result<(), StorageError> {
         match self.unflushed_slot.get() {
-            Some(slot) => self.flush_slot(slot).await,
+            Some(slot) => self.flush_slot(slot, self.written.get()).await,
             None => Ok(()),
         }
     }

@@ -347,7 +347,7 @@ impl<H: Host> Shard<H> {
                 gated.written = Some(true);
                 if !to_journal {
                     gated.entry.batch.header.kind = RecordKind::Extent;
-                    partition.extents.borrow_mut().push_back(gated.entry.batch.header);
+                    partition.extents.borrow_mut().push(gated.entry.batch.header);
                 }
             }
             while gate.entries.front().is_some_and(|g| g.written != Some(false)) {

@@ -75,7 +75,11 @@ impl<H: Host> Shard<H> {
         // Batches of removed segments that are in memory only need not be written any more. Only whole segments:
         // what stays must begin on a block.
         for entry in partition.tail.borrow_mut().iter_mut_from(0) {
-            entry.written |= gone.iter().any(|s| s.base == entry.batch.header.segment_base);
+            let header = &entry.batch.header;
+            if !entry.written && gone.iter().any(|s| s.base == header.segment_base) {
+                entry.written = true;
+                partition.extents.borrow_mut().push(*header);
+            }
         }
         let logs = self.0.files.logs();
         for segment in gone {

@@ -323,6 +323,15 @@ impl<H: Host> Shard<H> {
         self.0.poisoned.borrow().clone()
     }
 
+    /// # Errors
+    /// [`StorageError::Poisoned`] once the journal has failed.
+    pub(crate) fn check_healthy(&self) -> Result<(), StorageError> {
+        match &*self.0.poisoned.borrow() {
+            Some(stage) => Err(StorageError::Poisoned { stage: stage.clone() }),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn poison_shard(&self, stage: &StorageError) {
         tracing::error!(shard = self.0.config.shard, error = %stage, "the shard is offline: its journal failed; restart the broker after the disk is mended");
         *self.0.poisoned.borrow_mut() = Some(stage.to_string());

@@ -77,9 +77,9 @@ pub struct Partition {
     pub(crate) unwritten_from: Cell<Offset>,
     /// The state as of when all of it was last in segments: what a checkpoint says.
     pub(crate) in_segments: RefCell<Arc<Captured>>,
-    /// Large batches that went straight to their segments and are not in [`in_segments`](Self::in_segments) yet, without payloads: if a
-    /// pass fails, they are to be said again in the journal.
-    pub(crate) extents: RefCell<VecDeque<BatchHeader>>,
+    /// Batches that are not in [`in_segments`](Self::in_segments) yet and need not be written, without payloads: large ones that went
+    /// straight to their segments, and those of segments that were removed. If a pass fails they are to be said again in the journal.
+    pub(crate) extents: RefCell<Vec<BatchHeader>>,
     /// Moves of the log start, and cuts, that are not in it either.
     pub(crate) marks: RefCell<Vec<BatchHeader>>,
     pub(crate) unflushed_messages: Cell<i64>,

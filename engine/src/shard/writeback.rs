@@ -3,12 +3,12 @@
 //! A pass writes every partition that has batches only in the journal, flushes each segment touched, stores a
 //! checkpoint, and only then lets the ring use the files behind it again.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
 use crate::{
-    batch::{Batch, BatchHeader},
+    batch::{Batch, BatchHeader, RecordKind},
     checkpoint::{self, Captured, Name},
     error::StorageError,
     host::Host,
@@ -95,10 +95,7 @@ impl<H: Host> Shard<H> {
     /// # Errors
     /// Any failure of the disk.
     pub async fn flush_all(&self) -> Result<(), StorageError> {
-        let inner = &self.0;
-        if let Some(stage) = inner.poisoned.borrow().clone() {
-            return Err(StorageError::Poisoned { stage });
-        }
+        self.check_healthy()?;
         self.write_back(true).await
     }
 
@@ -120,15 +117,13 @@ impl<H: Host> Shard<H> {
 
     /// Stores the last pass's checkpoint again, with the partitions that are here now.
     pub(crate) async fn checkpoint_again(&self) -> Result<(), StorageError> {
-        if let Some(stage) = self.0.poisoned.borrow().clone() {
-            return Err(StorageError::Poisoned { stage });
-        }
         self.between_passes(async { self.store_checkpoint(self.0.checkpointed.get()).await })
             .await
     }
 
     async fn write_back_pass(&self, hurried: bool) -> Result<(), StorageError> {
         let inner = &self.0;
+        self.check_healthy()?;
         inner.counters.writebacks.set(inner.counters.writebacks.get() + 1);
         // Nothing here waits for the journal: it may be waiting for this pass.
         let tail = inner.journal.written();
@@ -180,8 +175,7 @@ impl<H: Host> Shard<H> {
         )
         .await;
         let synced = if sync_all {
-            let logs = self.0.files.logs();
-            self.0.host.sync_all(logs).await.map_err(|e| e.to_string())
+            self.0.host.sync_all().await.map_err(|e| e.to_string())
         } else {
             Ok(())
         };
@@ -205,7 +199,11 @@ impl<H: Host> Shard<H> {
                         tracing::error!(partition = %partition.key, %error, "the partition is offline: its segment cannot be written; what is acknowledged stays in the journal");
                         partition.poison(&error.to_string());
                     }
-                    self.carry_forward(partition, carried);
+                    if self.settled(partition).await {
+                        self.carry_forward(partition, carried);
+                    } else {
+                        carried.left.set(carried.left.get() + 1);
+                    }
                 }
             }
         }
@@ -252,8 +250,31 @@ impl<H: Host> Shard<H> {
         partition.unwritten_from.set(written.end);
         *partition.in_segments.borrow_mut() = Arc::new(written.captured);
         partition.marks.borrow_mut().drain(..written.marks);
-        let mut extents = partition.extents.borrow_mut();
-        while extents.pop_front_if(|e| e.base_offset < written.end).is_some() {}
+        partition.extents.borrow_mut().retain(|e| e.base_offset >= written.end);
+    }
+
+    /// Waits until the journal is through with all that a failed partition had on its way, so that it is said again with the rest; not
+    /// for long. Returns whether it is.
+    async fn settled(&self, partition: &Rc<Partition>) -> bool {
+        let done = Rc::new(Cell::new(false));
+        self.0.journal.push(Entry {
+            batch: Batch {
+                header: BatchHeader::marker(RecordKind::LogStart, partition.key, partition.status().log_start),
+                payload: Bytes::new(),
+            },
+            must_flush: true,
+            context: Completion::Settled {
+                partition: Rc::clone(partition),
+                done: Rc::clone(&done),
+            },
+            permit: None,
+        });
+        let through = partition.changed.wait(|| done.get().then_some(true));
+        let late = async {
+            self.0.host.sleep(CARRY_TIMEOUT).await;
+            false
+        };
+        futures_lite::future::or(through, late).await
     }
 
     /// Says again in the journal what a failed partition's checkpoint does not say, as far as it is durable, so that the ring can go on.
@@ -264,9 +285,13 @@ impl<H: Host> Shard<H> {
             header: *header,
             payload: Bytes::new(),
         };
+        let extent = |header: &BatchHeader| {
+            let kind = RecordKind::Extent;
+            without_payload(&BatchHeader { kind, ..*header })
+        };
         let unwritten = tail.iter_from(0).filter(|e| !e.written).map(|e| e.batch.clone());
         let (extents, marks) = (partition.extents.borrow(), partition.marks.borrow());
-        let mut appended: Vec<Batch> = (unwritten.chain(extents.iter().map(without_payload)))
+        let mut appended: Vec<Batch> = (unwritten.chain(extents.iter().map(extent)))
             .filter(|b| b.header.last_offset < durable_end)
             .collect();
         appended.sort_by_key(|b| b.header.base_offset);
@@ -326,6 +351,8 @@ impl<H: Host> Shard<H> {
 
     async fn store_checkpoint(&self, tail: crate::journal::Position) -> Result<(), StorageError> {
         let inner = &self.0;
+        // Its journal failed, and with it passes that were to write what this checkpoint would give up.
+        self.check_healthy()?;
         let partitions = self
             .partitions()
             .iter()

@@ -662,7 +662,7 @@ impl Host for SimHost {
         Ok(())
     }
 
-    async fn sync_all(&self, _path: &Path) -> io::Result<()> {
+    async fn sync_all(&self) -> io::Result<()> {
         let (number, names) = self.begin_sync();
         let began = self.0.borrow().inodes.clone();
         self.change().await;
