@@ -185,6 +185,8 @@ impl<H: Host> Shard<H> {
         let path = index_path(self.0.files.logs(), &partition.key, base);
         let cuts = partition.cuts.get();
         let stored = index.store(&self.0.host, &path, partition.key, base).await;
+        // What a reader made of the segment before may know less.
+        self.0.index_cache.forget(partition.key, base);
         if partition.deleted.get() {
             return;
         }
