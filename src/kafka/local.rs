@@ -135,13 +135,24 @@ pub struct Read {
     pub last_fetched_epoch: i32,
 }
 
+/// What a partition has beyond what it gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum More {
+    /// Nothing, or it is not to be read here.
+    None,
+    /// Records for which there was no room beside what others gave.
+    BesideOthers,
+    /// Records for which there is no room in what the client takes of one partition.
+    BeyondItsOwn,
+}
+
 /// What a partition gave.
 #[derive(Debug)]
 pub struct Given {
     /// Whole batches.
     pub bytes: Bytes,
-    /// There are more, for which there was no room beside what others gave.
-    pub is_cut_short: bool,
+    /// What follows these and is visible, if anything does.
+    pub more: More,
     /// Offset behind the last visible record.
     pub high_watermark: i64,
     /// First offset of the log.
@@ -181,7 +192,7 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
         let status = partition.status();
         return Ok(Given {
             bytes: Bytes::new(),
-            is_cut_short: false,
+            more: More::None,
             high_watermark: status.high_watermark,
             log_start: status.log_start,
             preferred: Some(closer),
@@ -195,7 +206,7 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
             Some((epoch, end)) if epoch < read.last_fetched_epoch || end < read.offset => {
                 return Ok(Given {
                     bytes: Bytes::new(),
-                    is_cut_short: false,
+                    more: More::None,
                     high_watermark: status.high_watermark,
                     log_start: status.log_start,
                     preferred: None,
@@ -224,9 +235,14 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
         }
         other => other?,
     };
+    let more = match records.next_offset < records.high_watermark {
+        false => More::None,
+        true if max_bytes < read.max_bytes => More::BesideOthers,
+        true => More::BeyondItsOwn,
+    };
     Ok(Given {
         bytes: records.bytes.into(),
-        is_cut_short: max_bytes < read.max_bytes && records.next_offset < records.high_watermark,
+        more,
         high_watermark: records.high_watermark,
         log_start: records.log_start,
         preferred: None,

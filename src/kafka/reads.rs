@@ -8,7 +8,7 @@ use millrace_engine::sync::{Permit, concurrently};
 use crate::{
     kafka::{
         errors::Failure,
-        local::{self, Given, Read, Together, Waiting},
+        local::{self, Given, More, Read, Together, Waiting},
         room,
         sessions::{Partitions, SessionPartition, Wanted},
         topics::{check_epoch, find},
@@ -161,13 +161,14 @@ impl<'a> Reads<'a> {
         let mut given = concurrently(parts.len(), asked).await;
         let mut left = max_bytes.saturating_sub(given.iter().map(bytes_of).sum());
         for (n, part) in parts.iter().enumerate() {
-            // Less than that is not worth another question.
-            if left < share {
-                break;
-            }
-            if given[n].iter().flatten().any(|g| g.is_cut_short) {
-                let (room, at_least_one) = (bytes_of(&given[n]) + left, given.iter().all(|g| bytes_of(g) == 0));
-                given[n] = self.ask(part, room, at_least_one).await;
+            let has = |more| given[n].iter().flatten().any(|g| g.more == more);
+            // The first batch may be larger than all limits (KIP-74).
+            let nothing_yet = given.iter().all(|g| bytes_of(g) == 0);
+            let is_first = nothing_yet && (has(More::BesideOthers) || has(More::BeyondItsOwn));
+            // Less than a share is not worth another question.
+            if is_first || left >= share && has(More::BesideOthers) {
+                let room = bytes_of(&given[n]) + left;
+                given[n] = self.ask(part, room, is_first).await;
                 left = room.saturating_sub(bytes_of(&given[n]));
             }
         }

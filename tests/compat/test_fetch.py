@@ -11,13 +11,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from test_bad_input import answer, connect, request
 
 
-def fetch(connection, topic, offsets, wait_ms=500, min_bytes=1, expected_error=0):
-    """One Fetch v4 without a session, at most 1 MiB for each partition; bytes of records by partition."""
+def fetch(connection, topic, offsets, wait_ms=500, min_bytes=1, expected_error=0, partition_bytes=1 << 20):
+    """One Fetch v4 without a session; bytes of records by partition."""
     name = topic.encode()
     body = struct.pack(">iiiibi", -1, wait_ms, min_bytes, 8 << 20, 0, 1) + struct.pack(">h", len(name)) + name
     body += struct.pack(">i", len(offsets))
     for partition, offset in offsets.items():
-        body += struct.pack(">iqi", partition, offset, 1 << 20)
+        body += struct.pack(">iqi", partition, offset, partition_bytes)
     connection.sendall(request(1, 4, body))
     got = answer(connection)
     # Correlation id, throttle time, one topic with its name.
@@ -56,6 +56,23 @@ def test_partitions_with_a_backlog_take_turns(broker, partitions, step):
             assert 0 < sum(sizes.values()) <= 1 << 20, sizes
             gave |= {partition for partition, size in sizes.items() if size > 0}
     assert gave == set(range(partitions)), "a partition waits for another's backlog to end"
+
+
+def test_a_batch_larger_than_what_is_taken_of_a_partition_comes_from_every_core(broker):
+    """The first batch of an answer does (KIP-74), wherever it is."""
+    topic = "larger-" + uuid.uuid4().hex[:8]
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin.create_topics([NewTopic(topic, 8)])[topic].result(10)
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    for partition in range(8):
+        producer.produce(topic, bytes(5000), partition=partition)
+    assert producer.flush(30) == 0
+    with connect(broker) as connection:
+        for _ in range(4):
+            for behind in range(8):
+                offsets = {partition: int(partition != behind) for partition in range(8)}
+                sizes = fetch(connection, topic, offsets, partition_bytes=512)
+                assert [p for p, size in sizes.items() if size > 0] == [behind]
 
 
 def test_what_several_cores_have_together_is_enough(broker):
