@@ -269,7 +269,11 @@ impl<H: Host> Shard<H> {
             },
             permit: None,
         });
-        let through = partition.changed.wait(|| done.get().then_some(true));
+        let through = partition.changed.wait(|| match done.get() {
+            true => Some(true),
+            // Its journal is through with nothing any more.
+            false => self.check_healthy().is_err().then_some(false),
+        });
         let late = async {
             self.0.host.sleep(CARRY_TIMEOUT).await;
             false
@@ -317,6 +321,7 @@ impl<H: Host> Shard<H> {
         if carried.left.get() == 0 {
             return Ok(());
         }
+        self.check_healthy()?;
         let in_time = futures_lite::future::or(
             async { carried.changed.wait(|| (carried.left.get() == 0).then_some(true)).await },
             async {
