@@ -16,6 +16,7 @@ use crate::{
     shard::{
         Shard,
         partition::{Partition, Seen, in_memory},
+        read::segment_at,
     },
     types::Offset,
 };
@@ -193,10 +194,7 @@ impl<H: Host> Shard<H> {
         if let Err(error) = stored {
             tracing::warn!(%error, "an index could not be stored and will be made anew when needed");
         }
-        let is_there = (partition.state.borrow().segments())
-            .binary_search_by_key(&base, |s| s.base)
-            .is_ok();
-        if partition.cuts.get() != cuts || !is_there {
+        if partition.cuts.get() != cuts || segment_at(partition, base).is_none() {
             // Written behind the back of what took its batches away.
             self.0.removal.remove_file(&path);
         }

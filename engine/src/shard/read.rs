@@ -563,7 +563,7 @@ fn out_of_range(state: &LogState, offset: Offset) -> ReadError {
     }
 }
 
-fn segment_at(partition: &Partition, base: Offset) -> Option<SegmentMeta> {
+pub(super) fn segment_at(partition: &Partition, base: Offset) -> Option<SegmentMeta> {
     let state = partition.state.borrow();
     let segments = state.segments();
     let index = segments.binary_search_by_key(&base, |s| s.base).ok()?;
