@@ -130,7 +130,13 @@ fn quic(size: usize, window: usize) {
             let socket = bind(([127, 0, 0, 1], 0).into()).expect("a port");
             tell.send(socket.local_addr().expect("bound")).expect("somebody waits");
             let endpoint = Endpoint::new(socket, &server).expect("sound");
-            let connection = endpoint.accept().await.expect("one comes").expect("sound");
+            let connection = endpoint
+                .accept()
+                .await
+                .expect("one comes")
+                .finish()
+                .await
+                .expect("sound");
             let (mut tx, mut rx) = connection.accept(1 << 20).await.expect("a stream");
             while let Ok(Some(_)) = rx.next().await {
                 if tx.send([vec![Bytes::from_static(&[7; ANSWER])]]).await.is_err() {

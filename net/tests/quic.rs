@@ -22,9 +22,11 @@ fn with_echo<F: Future<Output = ()> + 'static>(
         .spawn(move || async move {
             let endpoint = Endpoint::new(socket, &server).expect("sound");
             let serve = async {
-                while let Some(incoming) = endpoint.accept().await {
-                    let Ok(connection) = incoming else { continue };
+                while let Some(handshake) = endpoint.accept().await {
                     glommio::spawn_local(async move {
+                        let Ok(connection) = handshake.finish().await else {
+                            return;
+                        };
                         while let Ok((mut tx, mut rx)) = connection.accept(1 << 20).await {
                             glommio::spawn_local(async move {
                                 while let Ok(Some(frame)) = rx.next().await {
@@ -107,6 +109,41 @@ fn who_is_not_of_the_cluster_or_not_who_was_meant_is_refused() {
             Ok(connection) => connection.accept(10).await.is_err(),
         };
         assert!(lost);
+    });
+}
+
+#[test]
+fn nobody_waits_for_a_handshake_that_does_not_end() {
+    let ca = ca();
+    let (server, client) = (credentials(1, &ca, &ca), credentials(2, &ca, &ca));
+    with_echo(server, move |address| async move {
+        // More than an address may begin that never gets our answers: each sends its first datagram, and hears nothing.
+        let mut deaf = Vec::new();
+        for _ in 0..200 {
+            let between = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+            between.set_nonblocking(true).expect("a socket");
+            let endpoint = endpoint(&client);
+            let port = between.local_addr().expect("bound");
+            let trying = glommio::spawn_local(async move {
+                _ = endpoint.connect(port, 1).await;
+            });
+            let mut datagram = [0; 2_000];
+            let size = loop {
+                match between.recv(&mut datagram) {
+                    Ok(size) => break size,
+                    Err(_) => sleep(Duration::from_millis(1)).await,
+                }
+            };
+            between.send_to(&datagram[..size], address).expect("sent");
+            deaf.push((between, trying));
+        }
+        let connection = endpoint(&client).connect(address, 1).await.expect("it listens");
+        let (mut tx, mut rx) = connection.open(1_000).await.expect("connected");
+        tx.send([vec![Bytes::from_static(b"here")]]).await.expect("connected");
+        assert_eq!(rx.next().await.expect("connected"), Some(Bytes::from_static(b"here")));
+        for (_, trying) in deaf {
+            trying.cancel().await;
+        }
     });
 }
 

@@ -19,17 +19,20 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Takes connections on this shard's port as long as the node runs.
 pub async fn run(node: Rc<Node>, endpoint: Rc<Endpoint>) {
-    while let Some(incoming) = endpoint.accept().await {
+    while let Some(handshake) = endpoint.accept().await {
         if node.is_stopping() {
             return;
         }
-        match incoming {
-            Ok(connection) => {
-                let node = Rc::clone(&node);
-                glommio::spawn_local(async move { streams(&node, connection).await }).detach();
+        let node = Rc::clone(&node);
+        glommio::spawn_local(async move {
+            match handshake.finish().await {
+                Ok(connection) => streams(&node, connection).await,
+                // As who dials does while this node starts.
+                Err(error @ LinkError::GaveUp { .. }) => tracing::debug!(%error, "no node came"),
+                Err(error) => tracing::warn!(%error, "a node was refused: its certificate does not hold"),
             }
-            Err(error) => tracing::warn!(%error, "a node was refused: its certificate does not hold, or it gave up"),
-        }
+        })
+        .detach();
     }
 }
 

@@ -1,14 +1,17 @@
 //! A UDP port of one shard, and connections to and from other nodes on it.
 
 use std::{
+    cell::Cell,
     io,
     net::{SocketAddr, UdpSocket},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
 use quinn::{
-    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, rustls::pki_types::CertificateDer,
+    ConnectionError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, TransportErrorCode, VarInt,
+    rustls::pki_types::CertificateDer,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -35,6 +38,10 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const STREAMS_MAX: u32 = 256;
 /// Handshakes that wait to be accepted; further ones are refused.
 const INCOMING_MAX: usize = 256;
+/// Handshakes at once; further ones are refused.
+const HANDSHAKES_MAX: usize = 128;
+/// So many at once may come from addresses that have not shown yet that they get our answers (RFC 9000, 8.1.2).
+const UNPROVEN_MAX: usize = 32;
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -50,6 +57,14 @@ pub enum LinkError {
         /// Why.
         reason: String,
     },
+    /// Who wanted a connection has left or fallen silent before the handshake was done.
+    #[error("{address} gave its connection up: {reason}")]
+    GaveUp {
+        /// Who.
+        address: SocketAddr,
+        /// What was seen of it.
+        reason: String,
+    },
     /// It was there, and is lost.
     #[error("the connection is lost: {0}")]
     Lost(String),
@@ -58,8 +73,8 @@ pub enum LinkError {
     Garbage(String),
 }
 
-impl From<quinn::ConnectionError> for LinkError {
-    fn from(error: quinn::ConnectionError) -> Self {
+impl From<ConnectionError> for LinkError {
+    fn from(error: ConnectionError) -> Self {
         Self::Lost(error.to_string())
     }
 }
@@ -95,7 +110,10 @@ fn transport() -> TransportConfig {
 }
 
 /// One shard's port. Lives on the executor that made it.
-pub struct Endpoint(quinn::Endpoint);
+pub struct Endpoint {
+    quinn: quinn::Endpoint,
+    handshakes: Rc<Cell<usize>>,
+}
 
 impl Endpoint {
     /// Takes a bound port to this thread's executor.
@@ -120,7 +138,10 @@ impl Endpoint {
         let mut endpoint =
             quinn::Endpoint::new(config, Some(server), socket, Arc::new(runtime)).map_err(|e| failed(e.to_string()))?;
         endpoint.set_default_client_config(client);
-        Ok(Self(endpoint))
+        Ok(Self {
+            quinn: endpoint,
+            handshakes: Rc::default(),
+        })
     }
 
     /// Connects to a node; its certificate must be made out to it.
@@ -130,28 +151,78 @@ impl Endpoint {
     pub async fn connect(&self, address: SocketAddr, node: i32) -> Result<Connection, LinkError> {
         let failed = |reason: String| LinkError::Connect { address, reason };
         let connecting = self
-            .0
+            .quinn
             .connect(address, &tls::node_name(node))
             .map_err(|e| failed(e.to_string()))?;
         connecting.await.map(Connection).map_err(|e| failed(e.to_string()))
     }
 
-    /// The next connection whose handshake holds; `None` once the endpoint is closed.
-    pub async fn accept(&self) -> Option<Result<Connection, LinkError>> {
-        let incoming = self.0.accept().await?;
-        let address = incoming.remote_address();
-        let failed = |reason: String| LinkError::Connect { address, reason };
-        let connecting = match incoming.accept() {
-            Ok(connecting) => connecting,
-            Err(error) => return Some(Err(failed(error.to_string()))),
-        };
-        Some(connecting.await.map(Connection).map_err(|e| failed(e.to_string())))
+    /// The next handshake; `None` once the endpoint is closed. It goes on while it is awaited: to be done beside others, since
+    /// who began it may be silent from now on.
+    pub async fn accept(&self) -> Option<Handshake> {
+        loop {
+            let incoming = self.quinn.accept().await?;
+            let running = self.handshakes.get();
+            if running >= HANDSHAKES_MAX {
+                incoming.refuse();
+            } else if running >= UNPROVEN_MAX && incoming.may_retry() {
+                incoming.retry().expect("it may be asked to");
+            } else {
+                self.handshakes.set(running + 1);
+                return Some(Handshake {
+                    incoming,
+                    _counted: Counted(Rc::clone(&self.handshakes)),
+                });
+            }
+        }
     }
 
     /// Closes all connections and waits until the peers were told.
     pub async fn close(&self) {
-        self.0.close(VarInt::from_u32(0), b"stopping");
-        self.0.wait_idle().await;
+        self.quinn.close(VarInt::from_u32(0), b"stopping");
+        self.quinn.wait_idle().await;
+    }
+}
+
+/// One of the handshakes at once, as long as it is there.
+struct Counted(Rc<Cell<usize>>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Somebody who wants a connection.
+pub struct Handshake {
+    incoming: quinn::Incoming,
+    _counted: Counted,
+}
+
+impl Handshake {
+    /// The connection, once both have shown their certificates.
+    ///
+    /// # Errors
+    /// [`LinkError::GaveUp`] if the other did, [`LinkError::Connect`] if a certificate does not hold, or what came is no handshake.
+    pub async fn finish(self) -> Result<Connection, LinkError> {
+        let address = self.incoming.remote_address();
+        let done = match self.incoming.accept() {
+            Ok(connecting) => connecting.await,
+            Err(error) => Err(error),
+        };
+        done.map(Connection).map_err(|error| {
+            let reason = error.to_string();
+            match error {
+                ConnectionError::TimedOut => LinkError::GaveUp { address, reason },
+                // What is closed by its owner before the handshake is done says so by this code (RFC 9000, 10.2.3).
+                ConnectionError::ConnectionClosed(close)
+                    if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+                {
+                    LinkError::GaveUp { address, reason }
+                }
+                _ => LinkError::Connect { address, reason },
+            }
+        })
     }
 }
 

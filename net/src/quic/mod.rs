@@ -8,6 +8,6 @@ mod runtime;
 pub mod stream;
 pub mod tls;
 
-pub use endpoint::{Connection, Endpoint, LinkError, bind};
+pub use endpoint::{Connection, Endpoint, Handshake, LinkError, bind};
 pub use stream::{FrameReceiver, FrameSender};
 pub use tls::Credentials;
