@@ -1,6 +1,12 @@
 //! The command line.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    panic,
+    path::PathBuf,
+    process::{self, ExitCode},
+};
 
 use clap::{Parser, Subcommand};
 use millrace::{
@@ -10,6 +16,7 @@ use millrace::{
     peers::credentials::{Ca, CredentialsError, write_new},
     server,
 };
+use tracing_appender::non_blocking::NonBlockingBuilder;
 
 mod memory;
 
@@ -119,8 +126,9 @@ enum ClusterError {
 }
 
 impl Cluster {
-    fn run(self) -> Result<(), ClusterError> {
-        match self {
+    /// Does it, and returns what there is to say of it.
+    fn run(self) -> Result<String, ClusterError> {
+        Ok(match self {
             Self::Status { at } => nodes::status(&at.bootstrap)?,
             Self::AddNode { node, at } => nodes::add(&at.bootstrap, node)?,
             Self::Drain { node, undo: true, at } => nodes::undrain(&at.bootstrap, node)?,
@@ -128,20 +136,19 @@ impl Cluster {
             Self::RemoveNode { node, at } => nodes::remove(&at.bootstrap, node)?,
             Self::InitCa { dir } => {
                 Ca::new()?.store(&dir)?;
-                println!(
-                    "{0}/ca.pem is for every node (cluster.tls.ca); keep {0}/ca.key to yourself",
+                format!(
+                    "{0}/ca.pem is for every node (cluster.tls.ca); keep {0}/ca.key to yourself\n",
                     dir.display()
-                );
+                )
             }
             Self::Issue { dir, node_id } => {
                 let (certificate, key) = Ca::load(&dir)?.issue(node_id)?;
                 let path = |end: &str| dir.join(format!("node-{node_id}.{end}"));
                 write_new(&path("pem"), &certificate)?;
                 write_new(&path("key"), &key)?;
-                println!("node {node_id}: {}, {}", path("pem").display(), path("key").display());
+                format!("node {node_id}: {}, {}\n", path("pem").display(), path("key").display())
             }
-        }
-        Ok(())
+        })
     }
 }
 
@@ -210,16 +217,24 @@ impl Serve {
     }
 }
 
+/// Log lines that wait for whoever reads them. Those that come when so many wait are dropped: a terminal that is held, a pipe
+/// that nobody empties or a full disk behind standard error stops no shard.
+const LOG_LINES: usize = 8192;
+
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MILLRACE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let (log, _writes_what_is_left_when_dropped) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES)
+        .finish(io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(log)
+        .with_ansi(io::stderr().is_terminal())
         .init();
     match Cli::parse().command {
         Command::Serve(serve) => {
+            end_with_the_first_panic();
             if let Err(error) = memory::give_back_in_background() {
                 tracing::warn!(%error, "no thread to give memory back: shards do it themselves");
             }
@@ -227,61 +242,73 @@ fn main() -> ExitCode {
                 .settings()
                 .map_err(server::ServeError::from)
                 .and_then(server::serve);
-            match result {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("millrace: {error}");
-                    ExitCode::FAILURE
-                }
-            }
+            result.map_or_else(fail, |()| ExitCode::SUCCESS)
         }
         Command::Doctor { data_dir } => {
             let dir = data_dir.unwrap_or_else(|| PathBuf::from("."));
             let findings = doctor::examine(&dir);
-            findings.iter().for_each(|f| println!("{f}"));
-            if findings.iter().any(|f| f.level == doctor::Level::Fatal) {
-                ExitCode::FAILURE
-            } else {
-                ExitCode::SUCCESS
-            }
+            let fatal = findings.iter().any(|f| f.level == doctor::Level::Fatal);
+            let text: String = findings.iter().map(|f| format!("{f}\n")).collect();
+            say(&text, if fatal { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         Command::Export { data_dir, to, topic } => match export::export(&data_dir, &to, topic) {
             Ok(exported) => {
-                for (folder, from, until, records) in exported.partitions {
-                    println!("{folder}: offsets {from} to {until}, {records} records");
-                }
                 for damage in &exported.damage {
-                    eprintln!("damage: {damage}");
+                    complain(&format_args!("damage: {damage}"));
                 }
-                if exported.damage.is_empty() {
-                    ExitCode::SUCCESS
-                } else {
-                    ExitCode::from(2)
-                }
+                let whole = exported.damage.is_empty();
+                let lines = exported.partitions.into_iter().map(|(folder, from, until, records)| {
+                    format!("{folder}: offsets {from} to {until}, {records} records\n")
+                });
+                say(
+                    &lines.collect::<String>(),
+                    if whole { ExitCode::SUCCESS } else { ExitCode::from(2) },
+                )
             }
-            Err(error) => {
-                eprintln!("millrace: {error}");
-                ExitCode::FAILURE
-            }
+            Err(error) => fail(error),
         },
         Command::Cluster(cluster) => match cluster.run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("millrace: {error}");
-                ExitCode::FAILURE
-            }
+            Ok(text) => say(&text, ExitCode::SUCCESS),
+            Err(error) => fail(error),
         },
         Command::Settings => {
-            for scope in ["broker", "topic"] {
-                println!("# {scope} settings");
-                for e in ENTRIES {
-                    if matches!(e.scope, Scope::Topic { .. }) == (scope == "topic") {
-                        println!("{} = {}\n    {}", e.name, e.default, e.doc);
-                    }
-                }
-                println!();
-            }
-            ExitCode::SUCCESS
+            let scope = |name: &str| {
+                let entries = ENTRIES
+                    .iter()
+                    .filter(|e| matches!(e.scope, Scope::Topic { .. }) == (name == "topic"))
+                    .map(|e| format!("{} = {}\n    {}\n", e.name, e.default, e.doc));
+                format!("# {name} settings\n{}\n", entries.collect::<String>())
+            };
+            say(&(scope("broker") + &scope("topic")), ExitCode::SUCCESS)
         }
     }
+}
+
+/// A shard that has panicked is not missed by the others: its partitions would have a leader that answers nobody. A broker that
+/// is gone is followed by other brokers, and finds all that it acknowledged when it starts again.
+fn end_with_the_first_panic() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |what| {
+        tell(what);
+        process::abort();
+    }));
+}
+
+/// Prints what a command found; `done` is its exit code, if that can be printed or whoever reads it has seen enough.
+fn say(text: &str, done: ExitCode) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(format_args!("cannot print: {error}")),
+        _ => done,
+    }
+}
+
+fn fail(error: impl Display) -> ExitCode {
+    complain(&format_args!("millrace: {error}"));
+    ExitCode::FAILURE
+}
+
+/// A line to standard error, where that takes it.
+fn complain(line: &dyn Display) {
+    _ = writeln!(io::stderr(), "{line}");
 }

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
@@ -277,7 +278,8 @@ fn watch_signals(context: &Context) -> Result<(), ServeError> {
         .spawn(move || {
             for signal in signals.forever() {
                 if shared.stop_wanted.swap(true, Ordering::AcqRel) {
-                    tracing::warn!("told to stop twice: exiting at once");
+                    // Not a log line, which would have to be waited for.
+                    _ = writeln!(io::stderr(), "millrace: told to stop twice: exiting at once");
                     std::process::exit(130);
                 }
                 tracing::info!(signal, "stopping");
@@ -443,7 +445,8 @@ async fn first_shard(
         data = %context.shared.data_dir.display(),
         "started"
     );
-    println!("millrace: ready, Kafka clients connect to {address}");
+    // Who waits for this line reads it; a broker serves without anybody that does.
+    _ = writeln!(io::stdout(), "millrace: ready, Kafka clients connect to {address}");
     wait_and_stop(&node).await
 }
 

@@ -1,4 +1,4 @@
-//! Nodes of a cluster: who they are, and how they come and go.
+//! Nodes of a cluster: who they are, and how they come and go. What a function returns is there to be printed.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -54,11 +54,11 @@ fn quorum(client: &mut Client) -> Result<Quorum, AdminError> {
     })
 }
 
-/// Prints who is in the cluster, what each leads and holds, and what is not as it should be.
+/// A table of who is in the cluster, what each leads and holds, and what is not as it should be.
 ///
 /// # Errors
 /// [`AdminError`].
-pub fn status(bootstrap: &str) -> Result<(), AdminError> {
+pub fn status(bootstrap: &str) -> Result<String, AdminError> {
     let mut client = Client::connect(bootstrap)?;
     let quorum = quorum(&mut client)?;
     let metadata = metadata(&mut client)?;
@@ -73,10 +73,15 @@ pub fn status(bootstrap: &str) -> Result<(), AdminError> {
             counts.entry(replica.0).or_default().1 += 1;
         }
     }
-    println!("cluster {}", metadata.cluster_id.as_deref().unwrap_or("without a name"));
-    println!(
-        "{:>6}  {:24} {:9} {:8} {:>7} {:>9}",
-        "node", "clients connect to", "quorum", "rack", "leads", "replicas"
+    let mut table = format!(
+        "cluster {}\n{:>6}  {:24} {:9} {:8} {:>7} {:>9}\n",
+        metadata.cluster_id.as_deref().unwrap_or("without a name"),
+        "node",
+        "clients connect to",
+        "quorum",
+        "rack",
+        "leads",
+        "replicas"
     );
     let mut nodes: Vec<&i32> = quorum.voters.iter().chain(&quorum.listeners).collect();
     nodes.sort_unstable();
@@ -90,17 +95,17 @@ pub fn status(bootstrap: &str) -> Result<(), AdminError> {
         let (leads, replicas) = counts.get(node).copied().unwrap_or_default();
         let address = broker.map_or("down".to_owned(), |b| format!("{}:{}", b.host.as_str(), b.port));
         let rack = broker.and_then(|b| b.rack.as_deref()).unwrap_or("-");
-        println!("{node:>6}  {address:24} {role:9} {rack:8} {leads:>7} {replicas:>9}");
+        table += &format!("{node:>6}  {address:24} {role:9} {rack:8} {leads:>7} {replicas:>9}\n");
     }
-    println!("{partitions} partitions, {lagging} with replicas out of sync, {offline} without a leader");
-    Ok(())
+    table += &format!("{partitions} partitions, {lagging} with replicas out of sync, {offline} without a leader\n");
+    Ok(table)
 }
 
 /// Makes a node that has joined a voter of the metadata quorum.
 ///
 /// # Errors
 /// [`AdminError`].
-pub fn add(bootstrap: &str, node: i32) -> Result<(), AdminError> {
+pub fn add(bootstrap: &str, node: i32) -> Result<String, AdminError> {
     let mut client = Client::connect(bootstrap)?;
     let request = AddRaftVoterRequest::default()
         .with_cluster_id(None)
@@ -108,15 +113,14 @@ pub fn add(bootstrap: &str, node: i32) -> Result<(), AdminError> {
         .with_timeout_ms(CATCH_UP_MS);
     let answer = client.call(0, &request)?;
     AdminError::check(answer.error_code, answer.error_message.as_ref())?;
-    println!("node {node} votes in the metadata quorum");
-    Ok(())
+    Ok(format!("node {node} votes in the metadata quorum\n"))
 }
 
 /// Takes a drained, stopped node out of the cluster for good.
 ///
 /// # Errors
 /// [`AdminError`].
-pub fn remove(bootstrap: &str, node: i32) -> Result<(), AdminError> {
+pub fn remove(bootstrap: &str, node: i32) -> Result<String, AdminError> {
     let mut client = Client::connect(bootstrap)?;
     let held = count(&metadata(&mut client)?, node);
     if held > 0 {
@@ -124,40 +128,40 @@ pub fn remove(bootstrap: &str, node: i32) -> Result<(), AdminError> {
             "node {node} still holds replicas of {held} partitions: `millrace cluster drain {node}` moves them to other nodes"
         )));
     }
-    end_vote(&mut client, node)?;
+    let ended = end_vote(&mut client, node)?;
     let answer = client.call(0, &UnregisterBrokerRequest::default().with_broker_id(BrokerId(node)))?;
     AdminError::check(answer.error_code, answer.error_message.as_ref())?;
-    println!("node {node} is forgotten; with an emptied folder it can join anew");
-    Ok(())
+    Ok(format!(
+        "{ended}node {node} is forgotten; with an emptied folder it can join anew\n"
+    ))
 }
 
 /// Lets new replicas be put on a node again.
 ///
 /// # Errors
 /// [`AdminError`].
-pub fn undrain(bootstrap: &str, node: i32) -> Result<(), AdminError> {
+pub fn undrain(bootstrap: &str, node: i32) -> Result<String, AdminError> {
     set_draining(&mut Client::connect(bootstrap)?, node, false)?;
-    println!("node {node} takes new replicas again");
-    Ok(())
+    Ok(format!("node {node} takes new replicas again\n"))
 }
 
-fn end_vote(client: &mut Client, node: i32) -> Result<(), AdminError> {
-    if quorum(client)?.voters.contains(&node) {
-        let request = RemoveRaftVoterRequest::default()
-            .with_cluster_id(None)
-            .with_voter_id(node);
-        let answer = client.call(0, &request)?;
-        AdminError::check(answer.error_code, answer.error_message.as_ref())?;
-        println!("node {node} votes no more");
+fn end_vote(client: &mut Client, node: i32) -> Result<String, AdminError> {
+    if !quorum(client)?.voters.contains(&node) {
+        return Ok(String::new());
     }
-    Ok(())
+    let request = RemoveRaftVoterRequest::default()
+        .with_cluster_id(None)
+        .with_voter_id(node);
+    let answer = client.call(0, &request)?;
+    AdminError::check(answer.error_code, answer.error_message.as_ref())?;
+    Ok(format!("node {node} votes no more\n"))
 }
 
 /// Moves all replicas of a node to others, waits until it is done, and ends its vote in the metadata quorum.
 ///
 /// # Errors
 /// [`AdminError`]; what has been moved stays moved.
-pub fn drain(bootstrap: &str, node: i32) -> Result<(), AdminError> {
+pub fn drain(bootstrap: &str, node: i32) -> Result<String, AdminError> {
     let mut client = Client::connect(bootstrap)?;
     if quorum(&mut client)?.voters == [node] {
         return Err(AdminError::Refused(format!(
@@ -181,11 +185,10 @@ pub fn drain(bootstrap: &str, node: i32) -> Result<(), AdminError> {
         seen = metadata(&mut client)?;
     }
     bar.finish_and_clear();
-    end_vote(&mut client, node)?;
-    println!(
-        "node {node} holds nothing any more ({total} partitions moved). Stop it, then: millrace cluster remove-node {node}"
-    );
-    Ok(())
+    let ended = end_vote(&mut client, node)?;
+    Ok(format!(
+        "{ended}node {node} holds nothing any more ({total} partitions moved). Stop it, then: millrace cluster remove-node {node}\n"
+    ))
 }
 
 fn set_draining(client: &mut Client, node: i32, draining: bool) -> Result<(), AdminError> {

@@ -24,12 +24,14 @@ SUITE_SETTINGS = {
 
 
 class Broker:
-    def __init__(self, settings=None, args=(), data_dir=None):
+    def __init__(self, settings=None, args=(), data_dir=None, **process):
         self.settings = {**SUITE_SETTINGS, **(settings or {})}
         self.args = list(args)
         self.data_dir = data_dir or tempfile.mkdtemp(prefix="millrace-test-")
         self.port = 0
         self.process = None
+        # How its process is started, if otherwise than here.
+        self.process_options = process
         self.log = tempfile.NamedTemporaryFile("w+", prefix="millrace-log-", suffix=".txt", delete=False)
 
     def start(self, timeout=30):
@@ -37,9 +39,8 @@ class Broker:
         for name, value in self.settings.items():
             command += ["--set", f"{name}={value}"]
         began = time.monotonic()
-        self.process = subprocess.Popen(
-            command + self.args, stdout=subprocess.PIPE, stderr=self.log, text=True, env=clean_environment()
-        )
+        options = {"stderr": self.log, "env": clean_environment(), **self.process_options}
+        self.process = subprocess.Popen(command + self.args, stdout=subprocess.PIPE, text=True, **options)
         line = self.process.stdout.readline()
         self.start_seconds = time.monotonic() - began
         match = re.search(r"ready, Kafka clients connect to 127\.0\.0\.1:(\d+)", line)
