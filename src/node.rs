@@ -13,7 +13,7 @@ use std::{
 
 use millrace_cluster::metadata::{ConfigResource, Image, PartitionImage, TopicImage};
 use millrace_engine::{
-    PartitionKey, PartitionMap, StorageError,
+    PartitionKey, PartitionMap,
     disk::glommio::GlommioHost,
     host::Host,
     log::{LogConfig, LogState},
@@ -301,10 +301,10 @@ impl Node {
         )
     }
 
-    fn forget(&self, key: &PartitionKey, image: &Image) -> Result<(), StorageError> {
+    fn forget(&self, key: &PartitionKey, image: &Image) {
         self.replication.removed(key);
         let may_come_back = image.topic_by_id(&key.topic).is_some();
-        self.engine.remove_partition(key, may_come_back)
+        self.engine.remove_partition(key, may_come_back);
     }
 
     /// Takes in new metadata: partitions of this shard are made, removed and configured accordingly, and take their roles.
@@ -313,11 +313,8 @@ impl Node {
         (self.departures.borrow_mut()).note(&old.image, &view.image, Instant::now());
         let mine = |p: &PartitionKey| view.placement.get(p).is_some_and(|s| *s as usize == self.shard);
         for partition in self.engine.partitions() {
-            if partition.key != METADATA_KEY
-                && !mine(&partition.key)
-                && let Err(error) = self.forget(&partition.key, &view.image)
-            {
-                tracing::warn!(partition = %partition.key, %error, "a deleted partition's files stay until the next start");
+            if partition.key != METADATA_KEY && !mine(&partition.key) {
+                self.forget(&partition.key, &view.image);
             }
         }
         for topic in view.image.topics() {
@@ -340,14 +337,17 @@ impl Node {
                     continue;
                 }
                 let known = self.engine.partition(&key);
-                // What this folder held of it before is gone, but for records of it in the journal.
+                // This folder may have held it before.
                 let returns = known.is_none() && !recovered.contains_key(&key) && image.partition_epoch > 0;
                 match known {
                     Some(partition) => partition.set_config(config),
                     None => self.add_partition(recovered.remove(&key), key, image, config),
                 }
+                if returns {
+                    self.engine.clear(key);
+                }
                 if let Some(partition) = self.engine.partition(&key) {
-                    replication::assign(self, &partition, image, returns);
+                    replication::assign(self, &partition, image);
                 }
             }
         }
@@ -377,27 +377,23 @@ impl Node {
         let image = view.image.partition(&key.topic, key.partition);
         if let (Some(image), Some(partition)) = (image, self.engine.partition(key)) {
             self.engine.resume(&partition);
-            replication::assign(self, &partition, image, false);
+            replication::assign(self, &partition, image);
         }
     }
 
     /// Begins a copy anew that has failed, as if it had never been here; its leader sends it all that it lacks.
-    ///
-    /// # Errors
-    /// What the disk says.
-    pub fn begin_anew(self: &Rc<Self>, key: PartitionKey) -> Result<(), StorageError> {
+    pub fn begin_anew(self: &Rc<Self>, key: PartitionKey) {
         let view = self.view();
         let Some((topic, image)) =
             (view.image.topic_by_id(&key.topic)).and_then(|t| Some((t, t.partitions.get(key.partition as usize)?)))
         else {
-            return Ok(());
+            return;
         };
-        self.forget(&key, &view.image)?;
+        self.forget(&key, &view.image);
         self.add_partition(None, key, image, log_config(&self.shared.settings, &view.image, topic));
         if let Some(partition) = self.engine.partition(&key) {
-            replication::assign(self, &partition, image, true);
+            replication::assign(self, &partition, image);
         }
-        Ok(())
     }
 
     /// Finds a partition of a topic that this node leads, or holds a copy of.

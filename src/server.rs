@@ -385,11 +385,12 @@ async fn first_shard(
     let node = new_node(&context, 0, engine, host.clone(), mailbox, incarnation);
     let agreed = replication::agreed::find(&node).await?;
     replication::agreed::remember(&node, agreed.clone());
+    let metadata = logs.remove(&METADATA_KEY);
     let to_join = Joining {
         ports: &context.ports,
         credentials: context.credentials.as_deref(),
         clients_at: context.listen,
-        recovered: logs.remove(&METADATA_KEY),
+        recovered: metadata.clone(),
         identity: &mut identity,
     };
     let joined = join::join(&node, to_join).await?;
@@ -406,16 +407,28 @@ async fn first_shard(
         image,
         placement,
     });
-    let mut parts: Vec<Vec<LogState>> = (0..shards).map(|_| Vec::new()).collect();
-    for (key, state) in logs {
-        match view.placement.get(&key) {
-            Some(shard) => parts[*shard as usize].push(state),
-            None => {
-                if let Err(error) = node.engine.remove_files(&key) {
-                    tracing::warn!(partition = %key, %error, "files of a deleted partition cannot be removed");
-                }
-            }
+    let (stay, gone): (Vec<LogState>, Vec<LogState>) =
+        (logs.into_values()).partition(|log| view.placement.contains_key(&log.key));
+    if gone.iter().any(|log| view.image.topic_by_id(&log.key.topic).is_some()) {
+        // They may come back here: nothing must say then that this folder has them.
+        let stay = stay.iter().chain(&metadata);
+        recovery::store_base(
+            &host,
+            &shard_config(&context, 0, incarnation),
+            incarnation,
+            shards as u32,
+            stay,
+        )
+        .await?;
+    }
+    for log in gone {
+        if let Err(error) = node.engine.remove_files(&log.key) {
+            tracing::warn!(partition = %log.key, %error, "files of a partition that is not here any more cannot be removed");
         }
+    }
+    let mut parts: Vec<Vec<LogState>> = (0..shards).map(|_| Vec::new()).collect();
+    for log in stay {
+        parts[view.placement[&log.key] as usize].push(log);
     }
     let mut parts = parts.into_iter();
     let mine = parts.next().unwrap_or_default();

@@ -40,9 +40,12 @@ pub enum StorageError {
         /// Magic, version or feature bits that differ, by name.
         reason: String,
     },
-    /// The partition is on its way to another shard; that passes.
-    #[error("the partition is being moved to another core")]
+    /// The partition is on its way to another shard, or what was here of an earlier copy is not gone yet; that passes.
+    #[error("the partition is being moved to another core, or is not ready yet")]
     Moving,
+    /// The partition was deleted, or has left this shard.
+    #[error("the partition is here no more")]
+    Left,
     /// An earlier write or flush failed; the log takes no more appends until the process is restarted.
     #[error("the log was taken offline by an earlier failure: {stage}")]
     Poisoned {
@@ -68,7 +71,9 @@ impl StorageError {
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Corrupt { .. } | Self::Incompatible { .. } | Self::Moving | Self::Poisoned { .. } => false,
+            Self::Corrupt { .. } | Self::Incompatible { .. } | Self::Moving | Self::Left | Self::Poisoned { .. } => {
+                false
+            }
         }
     }
 }

@@ -15,10 +15,15 @@
 //! | batch, first offset = log end | – | written to its place |
 //! | extent, first offset = log end | – | taken in: its payload was flushed before the record |
 //! | batch or extent, first offset beyond the log end | – | waits for what comes before it; if that does not come, an acknowledged batch is missing: corruption |
-//! | log start | – | the log start moves, never back |
+//! | the same, of a partition that the shard's checkpoint does not know, or knows as empty | – | left out: the partition had left the shard |
+//! | log start | – | the log start moves, never back but by a restart further on |
 //! | truncate, restart | – | the log is cut; batches read before that and cut are not written |
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 use crate::{
     batch::{Batch, BatchHeader, RecordKind},
@@ -72,11 +77,17 @@ pub async fn recover<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Re
         logs.insert(partition.key(), partition.restore());
     }
     let mut homes = BTreeMap::new();
+    let mut known: BTreeMap<u32, BTreeSet<PartitionKey>> = BTreeMap::new();
     for (shard, checkpoint) in found.shards {
         replay_from.insert(shard, checkpoint.replay_from());
+        let known = known.entry(shard).or_default();
         for partition in checkpoint.partitions {
-            homes.insert(partition.key(), shard);
-            logs.insert(partition.key(), partition.restore());
+            let log = partition.restore();
+            homes.insert(log.key, shard);
+            if !log.is_new() {
+                known.insert(log.key);
+            }
+            logs.insert(log.key, log);
         }
     }
     homes.retain(|_, _| found.base.shards == shards);
@@ -91,28 +102,43 @@ pub async fn recover<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Re
     for (shard, from) in replay_from {
         let journal = replay::replay(host, &config.journal_dir(), shard, found.incarnation, from).await?;
         out.torn.extend(journal.torn_at.clone());
-        apply(host, &files, config.sync_all_min, journal, &mut logs, &mut out.replayed).await?;
+        // Without a checkpoint of its own, nothing of its journal was given up.
+        let known = known.get(&shard);
+        let has_left = |key: &PartitionKey| known.is_some_and(|known| !known.contains(key));
+        apply(
+            host,
+            &files,
+            config.sync_all_min,
+            journal,
+            &has_left,
+            &mut logs,
+            &mut out.replayed,
+        )
+        .await?;
     }
     // What is appended from now on begins in blocks of its own.
     logs.values_mut().for_each(LogState::close_block);
     out.partitions = logs.into_values().collect();
-    store_base(host, config, out.incarnation, shards, &out.partitions).await?;
+    store_base(host, config, out.incarnation, shards, out.partitions.iter()).await?;
+    checkpoint::remove_others(host, &config.checkpoint_dir(), out.incarnation).await?;
     Ok(out)
 }
 
-/// Stores the base checkpoint of a new incarnation and removes those before.
-async fn store_base<H: Host>(
+/// Stores the base checkpoint of an incarnation: the partitions as they were when it began. Again, with those that stay, before files
+/// are removed of others that may come back.
+///
+/// # Errors
+/// Any failure of the disk; the one before is then still in place.
+pub async fn store_base<H: Host>(
     host: &H,
     config: &ShardConfig,
     incarnation: u64,
     shards: u32,
-    partitions: &[LogState],
+    partitions: impl Iterator<Item = &LogState>,
 ) -> Result<(), StorageError> {
-    let captured = partitions.iter().map(|log| Arc::new(Captured::of(log))).collect();
-    let dir = config.checkpoint_dir();
+    let captured = partitions.map(|log| Arc::new(Captured::of(log))).collect();
     let name = Name::Base { incarnation };
-    checkpoint::store(host, &dir, name, Position::START, shards, captured).await?;
-    checkpoint::remove_others(host, &dir, incarnation).await
+    checkpoint::store(host, &config.checkpoint_dir(), name, Position::START, shards, captured).await
 }
 
 async fn apply<H: Host>(
@@ -120,30 +146,35 @@ async fn apply<H: Host>(
     files: &FileCache<H>,
     sync_all_min: usize,
     journal: Replay,
+    has_left: &impl Fn(&PartitionKey) -> bool,
     logs: &mut BTreeMap<PartitionKey, LogState>,
     replayed: &mut u64,
 ) -> Result<(), StorageError> {
     let (now, logs_dir) = (host.now_ms(), files.logs());
     let mut to_write: BTreeMap<PartitionKey, Vec<Batch>> = BTreeMap::new();
-    let last_cut: BTreeMap<PartitionKey, usize> = (journal.records.iter().enumerate())
+    let mut last_cut: BTreeMap<PartitionKey, usize> = (journal.records.iter().enumerate())
         .filter(|(_, r)| Cut::of(&r.header).is_some())
         .map(|(at, r)| (r.header.key, at))
         .collect();
     // Batches of a partition whose segment failed are in the journal twice, the second time behind later ones: these wait for it.
     let mut early: BTreeMap<PartitionKey, BTreeMap<Offset, Batch>> = BTreeMap::new();
     let mut starts: BTreeMap<PartitionKey, Offset> = BTreeMap::new();
+    // Of these the files may be gone already, and may be another segment's by now: of a log that begins anew further on.
+    let mut removed: Vec<(PartitionKey, Offset)> = Vec::new();
     for (at, record) in journal.records.into_iter().enumerate() {
         let key = record.header.key;
         let log = logs.entry(key).or_insert_with(|| LogState::new(key));
         if record.header.kind == RecordKind::LogStart {
             starts.insert(key, record.header.base_offset);
-            for gone in log.advance_log_start(record.header.base_offset.min(log.log_end())) {
-                remove_segment(host, logs_dir, key, gone.base).await?;
-            }
+            let gone = log.advance_log_start(record.header.base_offset.min(log.log_end()));
+            removed.extend(gone.into_iter().map(|s| (key, s.base)));
             continue;
         }
         if let Some(cut) = Cut::of(&record.header) {
             early.remove(&key);
+            if matches!(cut, Cut::Restart { .. }) {
+                starts.remove(&key);
+            }
             // A checkpoint may say less than was there when the cut was made.
             if cut.log_end() <= log.log_end() || matches!(cut, Cut::Restart { .. }) {
                 log.cut(&cut, now);
@@ -158,7 +189,7 @@ async fn apply<H: Host>(
         }
         if record.header.base_offset < log.log_end() {
             // What a cut further on takes away need not fit what a later checkpoint says.
-            if last_cut.get(&key).is_some_and(|cut| at < *cut) {
+            if last_cut.get(&key).is_some_and(|cut| at < *cut) || has_left(&key) {
                 continue;
             }
             return Err(does_not_go_on(logs_dir, log, &record.header));
@@ -176,17 +207,25 @@ async fn apply<H: Host>(
         }
     }
     for (key, waiting) in early {
-        if let Some(record) = waiting
-            .into_values()
-            .find(|r| r.header.base_offset >= logs[&key].log_end())
-        {
-            return Err(does_not_go_on(logs_dir, &logs[&key], &record.header));
+        let log = &logs[&key];
+        let Some(record) = (waiting.into_values()).find(|r| r.header.base_offset >= log.log_end()) else {
+            continue;
+        };
+        if !has_left(&key) {
+            return Err(does_not_go_on(logs_dir, log, &record.header));
         }
+        tracing::debug!(partition = %key, offset = record.header.base_offset, "records of a copy that has left are left out");
+        // Nor are its files taken for another's.
+        last_cut.entry(key).or_default();
     }
     for (key, start) in starts {
         let Some(log) = logs.get_mut(&key) else { continue };
-        for gone in log.advance_log_start(start.min(log.log_end())) {
-            remove_segment(host, logs_dir, key, gone.base).await?;
+        let gone = log.advance_log_start(start.min(log.log_end()));
+        removed.extend(gone.into_iter().map(|s| (key, s.base)));
+    }
+    for (key, base) in removed {
+        if logs[&key].segments().iter().all(|s| s.base != base) {
+            remove_segment(host, logs_dir, key, base).await?;
         }
     }
     for (key, batches) in &mut to_write {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ops::Deref,
     path::{Path, PathBuf},
     rc::Rc,
@@ -171,8 +171,9 @@ pub struct FileCache<H: Host> {
     host: H,
     logs: PathBuf,
     open: RefCell<Lru<SegmentKey, SharedSegment<H>>>,
-    /// Being opened or made: others who want them wait, or they would write to a file whose name is not durable yet.
-    opening: RefCell<FxHashSet<SegmentKey>>,
+    /// Being opened or made: others who want them wait, or they would write to a file whose name is not durable yet. Whether they were
+    /// to be forgotten meanwhile: what was opened may be another file than the one that has the name now.
+    opening: RefCell<BTreeMap<SegmentKey, bool>>,
     opened: WaitList,
     /// Made, and their names not known to be durable.
     unsynced: RefCell<BTreeSet<SegmentKey>>,
@@ -213,14 +214,14 @@ impl<H: Host> FileCache<H> {
         missing: Missing,
     ) -> Result<SharedSegment<H>, StorageError> {
         self.opened
-            .wait(|| (!self.opening.borrow().contains(&(key, base))).then_some(()))
+            .wait(|| (!self.opening.borrow().contains_key(&(key, base))).then_some(()))
             .await;
         let known = self.open.borrow_mut().get(&(key, base)).cloned();
         let sync = missing == Missing::Make && !self.has_durable_name(key, base);
         if let Some(file) = known.as_ref().filter(|_| !sync) {
             return Ok(Rc::clone(file));
         }
-        self.opening.borrow_mut().insert((key, base));
+        self.opening.borrow_mut().insert((key, base), false);
         let _turn = Turn {
             files: self,
             of: (key, base),
@@ -237,11 +238,18 @@ impl<H: Host> FileCache<H> {
             },
         };
         if missing == Missing::Make && !self.has_durable_name(key, base) {
-            self.sync_name(key).await?;
+            self.sync_name(key, base).await?;
             self.unsynced.borrow_mut().remove(&(key, base));
         }
-        self.open.borrow_mut().insert((key, base), Rc::clone(&file), 1);
+        if !self.is_forgotten(key, base) {
+            self.open.borrow_mut().insert((key, base), Rc::clone(&file), 1);
+        }
         Ok(file)
+    }
+
+    /// Whether a file was to be forgotten since it is being opened.
+    fn is_forgotten(&self, key: PartitionKey, base: Offset) -> bool {
+        self.opening.borrow().get(&(key, base)).copied().unwrap_or(false)
     }
 
     fn has_durable_name(&self, key: PartitionKey, base: Offset) -> bool {
@@ -261,8 +269,8 @@ impl<H: Host> FileCache<H> {
             .map_err(StorageError::io("create", path))
     }
 
-    /// Makes the names in a partition's folder durable, and that of the folder.
-    async fn sync_name(&self, key: PartitionKey) -> Result<(), StorageError> {
+    /// Makes the names in the folder of a partition durable, a segment of which is being opened, and that of the folder.
+    async fn sync_name(&self, key: PartitionKey, base: Offset) -> Result<(), StorageError> {
         let dir = partition_dir(&self.logs, &key);
         self.host.sync_dir(&dir).await.map_err(StorageError::io("sync", &dir))?;
         if self.synced_dirs.borrow().contains(&key) {
@@ -271,7 +279,9 @@ impl<H: Host> FileCache<H> {
         for dir in [&topic_dir(&self.logs, &key), &self.logs] {
             self.host.sync_dir(dir).await.map_err(StorageError::io("sync", dir))?;
         }
-        self.synced_dirs.borrow_mut().insert(key);
+        if !self.is_forgotten(key, base) {
+            self.synced_dirs.borrow_mut().insert(key);
+        }
         Ok(())
     }
 
@@ -285,6 +295,7 @@ impl<H: Host> FileCache<H> {
     pub fn forget(&self, key: PartitionKey, base: Option<Offset>) {
         let gone = (key, base.unwrap_or(Offset::MIN))..=(key, base.unwrap_or(Offset::MAX));
         self.open.borrow_mut().remove_range(gone.clone());
+        (self.opening.borrow_mut().range_mut(gone.clone())).for_each(|(_, forgotten)| *forgotten = true);
         self.unsynced.borrow_mut().extract_if(gone, |_| true).for_each(drop);
         if base.is_none() {
             self.synced_dirs.borrow_mut().remove(&key);

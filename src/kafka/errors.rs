@@ -83,7 +83,7 @@ fn storage_code(e: &StorageError) -> ResponseError {
         | StorageError::Corrupt { .. }
         | StorageError::Incompatible { .. }
         | StorageError::Poisoned { .. } => ResponseError::KafkaStorageError,
-        StorageError::Moving => ResponseError::NotLeaderOrFollower,
+        StorageError::Moving | StorageError::Left => ResponseError::NotLeaderOrFollower,
     }
 }
 

@@ -100,9 +100,8 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
         mend(node, &slot, from);
         return outbox.push(&request, Says::Failed);
     }
-    if let Err(error) = slot.settle_return(node).await {
-        tracing::error!(partition = %key, %error, "a copy cannot begin");
-        return outbox.push(&request, Says::Failed);
+    if node.engine.is_clearing(&key) {
+        return outbox.push(&request, Says::NotYet);
     }
     let follows = match &*slot.role.borrow() {
         Role::Follows(leader) => Some(*leader),
@@ -181,9 +180,7 @@ fn mend(node: &Rc<Node>, slot: &Rc<Slot>, leader: i32) {
             return;
         }
         tracing::warn!(partition = %key, leader, "a copy has failed and begins anew: its leader has all of it");
-        if let Err(error) = node.begin_anew(key) {
-            tracing::error!(partition = %key, %error, "a failed copy cannot begin anew");
-        }
+        node.begin_anew(key);
     })
     .detach();
 }
@@ -210,7 +207,7 @@ fn note(node: &Rc<Node>, partition: &Rc<Partition>, request: &Request) {
         let (node, partition, to) = (Rc::clone(node), Rc::clone(partition), request.log_start);
         glommio::spawn_local(async move {
             if let Err(error) = node.engine.delete_records(&partition, to).await
-                && !matches!(error, StorageError::Moving)
+                && !matches!(error, StorageError::Moving | StorageError::Left)
             {
                 tracing::warn!(partition = %partition.key, %error, "the log start could not follow the leader's");
             }

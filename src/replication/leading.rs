@@ -25,7 +25,7 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
     if slot.partition.is_deleted() || slot.epoch.get() != image.leader_epoch || node.is_stopping() {
         return;
     }
-    if let Err(error) = slot.settle_return(node).await {
+    if let Err(error) = node.engine.wait_cleared(&slot.key).await {
         tracing::error!(partition = %slot.key, %error, "a leadership cannot begin");
         return;
     }

@@ -23,7 +23,7 @@ use millrace_cluster::{
     replica::{Handover, Leader, follower::Stood, handover},
 };
 use millrace_engine::{
-    PartitionKey, PartitionMap, StorageError,
+    PartitionKey, PartitionMap,
     kafka_batch::BatchInfo,
     log::ProducerStates,
     shard::Partition,
@@ -73,8 +73,6 @@ pub struct Slot {
     stood: Cell<Stood>,
     /// As a follower it could not do what its leader asked last.
     failed: Cell<bool>,
-    /// The journal may still hold records of what this folder had of it before: they are cut off before anything else.
-    returns: Cell<bool>,
     /// On which of their shards followers have it, as far as they said.
     shards: RefCell<HashMap<i32, u32>>,
 }
@@ -190,15 +188,6 @@ impl Slot {
         }
     }
 
-    /// Cuts off what an earlier copy may have left in the journal. To be called by whoever has the turn.
-    async fn settle_return(&self, node: &Node) -> Result<(), StorageError> {
-        if self.returns.get() {
-            node.engine.restart_at(&self.partition, 0).await?;
-            self.returns.set(false);
-        }
-        Ok(())
-    }
-
     /// Waits until the end of the log is known under a leadership of this copy.
     ///
     /// # Errors
@@ -311,8 +300,8 @@ impl Replication {
     }
 }
 
-/// Takes in what the metadata says of a partition of this shard; `returns` says that the folder may have held it before.
-pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage, returns: bool) {
+/// Takes in what the metadata says of a partition of this shard.
+pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage) {
     let replication = &node.replication;
     let slot = Rc::clone(replication.slots.borrow_mut().entry(partition.key).or_insert_with(|| {
         Rc::new(Slot {
@@ -325,7 +314,6 @@ pub fn assign(node: &Rc<Node>, partition: &Rc<Partition>, image: &PartitionImage
             leaving: RefCell::default(),
             stood: Cell::default(),
             failed: Cell::new(false),
-            returns: Cell::new(returns),
             shards: RefCell::default(),
         })
     }));
@@ -372,7 +360,7 @@ pub async fn hold(node: &Rc<Node>, key: &PartitionKey) -> Result<bool, Failure> 
     if slot.partition.is_deleted() {
         return Err(Failure::not_leader());
     }
-    slot.settle_return(node).await?;
+    node.engine.wait_cleared(key).await?;
     node.engine.hold(&slot.partition)?;
     slot.leaving.replace(Some(turn));
     let leads = || matches!(&*slot.role.borrow(), Role::Leads(_));

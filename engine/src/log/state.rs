@@ -216,6 +216,12 @@ impl LogState {
         self.log_end
     }
 
+    /// Whether nothing was ever appended.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.log_end == 0 && self.segments.is_empty()
+    }
+
     /// All segments, oldest first.
     #[must_use]
     pub fn segments(&self) -> &[SegmentMeta] {

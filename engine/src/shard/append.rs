@@ -113,6 +113,9 @@ impl<H: Host> Shard<H> {
     pub(crate) fn check_appendable(&self, partition: &Partition, batches: &[Batch]) -> Result<u64, AppendError> {
         let inner = &self.0;
         partition.check_writable()?;
+        if self.is_clearing(&partition.key) {
+            return Err(StorageError::Moving.into());
+        }
         if let Some(stage) = inner.poisoned.borrow().clone() {
             return Err(StorageError::Poisoned { stage }.into());
         }
@@ -248,7 +251,7 @@ impl<H: Host> Shard<H> {
     /// shows.
     ///
     /// # Errors
-    /// [`StorageError::Poisoned`] if the disk failed before that.
+    /// [`StorageError::Poisoned`] if the disk failed before that, [`StorageError::Left`].
     pub(crate) async fn mark<T>(
         &self,
         partition: &Rc<Partition>,
@@ -268,12 +271,19 @@ impl<H: Host> Shard<H> {
         self.enter(partition, entry, false);
         partition
             .changed
-            .wait(|| done().map(Ok).or_else(|| partition.check_healthy().err().map(Err)))
+            .wait(|| {
+                let failed = || partition.check_healthy().and_then(|()| partition.check_here()).err();
+                done().map(Ok).or_else(|| failed().map(Err))
+            })
             .await
     }
 
-    /// Hands an entry to the journal, behind any large batch of its partition that is not written yet.
+    /// Hands an entry to the journal, behind any large batch of its partition that is not written yet. What has left says nothing
+    /// more there: the next copy of the partition may be there already.
     fn enter(&self, partition: &Rc<Partition>, entry: Entry<Completion>, direct: bool) {
+        if partition.deleted.get() {
+            return;
+        }
         let mut gate = partition.gate.borrow_mut();
         if !direct && gate.entries.is_empty() {
             drop(gate);
@@ -314,6 +324,10 @@ impl<H: Host> Shard<H> {
                 return;
             }
             let written = self.write_to_segments(partition, &group, None, false).await;
+            if partition.deleted.get() {
+                partition.gate.take();
+                return;
+            }
             let to_journal = match written {
                 Ok(()) => false,
                 // The journal has room of its own; the segment gets the batch when the disk has room again.
@@ -382,6 +396,8 @@ impl<H: Host> Shard<H> {
         for run in segment::runs(batches) {
             let base = run[0].header.segment_base;
             let file = inner.files.get(partition.key, base, missing).await?;
+            // It may be the file of the next copy.
+            partition.check_here()?;
             let path = segment_path(inner.files.logs(), &partition.key, base);
             let end = run[run.len() - 1].header.segment_end();
             let sealed = partition.sealed_end(base);

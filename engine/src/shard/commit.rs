@@ -45,6 +45,8 @@ pub(crate) enum Completion {
     },
     /// Batches of a partition whose segment cannot be written, carried forward so that the ring is not pinned.
     Carried { left: Rc<Carried> },
+    /// A copy that has left says nothing more.
+    Cleared { done: Rc<Cell<bool>> },
 }
 
 /// Batches being carried forward.
@@ -181,6 +183,12 @@ impl<H: Host> Shard<H> {
                         touched.push(partition);
                     }
                 }
+                // It has left: its files may be those of the next copy by now. Who waits is told.
+                Completion::LogStart { partition, .. } | Completion::Cut { partition, .. }
+                    if partition.deleted.get() =>
+                {
+                    touched.push(partition);
+                }
                 Completion::LogStart { partition, to } => {
                     partition.marks.borrow_mut().push(entry.batch.header);
                     let gone = partition.state.borrow_mut().advance_log_start(to);
@@ -202,6 +210,10 @@ impl<H: Host> Shard<H> {
                     touched.push(partition);
                 }
                 Completion::Carried { left } => left.finish_one(),
+                Completion::Cleared { done } => {
+                    done.set(true);
+                    self.0.clearing_changed.wake_all();
+                }
             }
         }
         for partition in touched {

@@ -188,13 +188,10 @@ impl<H: Host> Shard<H> {
         let stored = index.store(&self.0.host, &path, partition.key, base).await;
         // What a reader made of the segment before may know less.
         self.0.index_cache.forget(partition.key, base);
-        if partition.deleted.get() {
-            return;
-        }
         if let Err(error) = stored {
-            tracing::warn!(%error, "an index could not be stored and will be made anew when needed");
+            tracing::debug!(%error, "an index could not be stored and will be made anew when needed");
         }
-        if partition.cuts.get() != cuts || segment_at(partition, base).is_none() {
+        if partition.deleted.get() || partition.cuts.get() != cuts || segment_at(partition, base).is_none() {
             // Written behind the back of what took its batches away.
             self.0.removal.remove_file(&path);
         }

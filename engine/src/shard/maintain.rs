@@ -1,4 +1,4 @@
-//! Taking away: retention, DeleteRecords, deletion of partitions.
+//! Taking away: retention, DeleteRecords. How a partition leaves is in `leaving`.
 
 use std::rc::Rc;
 
@@ -8,20 +8,17 @@ use crate::{
     host::Host,
     log::SegmentMeta,
     retention,
-    segment::{index_path, partition_dir, segment_path},
-    shard::{BREATH, Shard, commit::Completion, partition::Partition},
-    types::{Offset, PartitionKey},
+    segment::{index_path, segment_path},
+    shard::{Shard, commit::Completion, partition::Partition},
+    types::Offset,
 };
-
-/// Folders of partitions renamed before others have their turn; each takes 10-30 us.
-const REMOVED_AT_ONCE: usize = 16;
 
 impl<H: Host> Shard<H> {
     /// Moves the log start to `to` (not beyond the high watermark, never back), durably, and removes what lies
     /// wholly below. Returns the log start then in force.
     ///
     /// # Errors
-    /// What the disk says.
+    /// What the disk says, [`StorageError::Moving`] and [`StorageError::Left`].
     pub async fn delete_records(&self, partition: &Rc<Partition>, to: Offset) -> Result<Offset, StorageError> {
         partition.check_writable()?;
         let (current, can) = {
@@ -47,7 +44,7 @@ impl<H: Host> Shard<H> {
     pub async fn apply_retention(&self) {
         let now = self.0.host.now_ms();
         for partition in self.partitions() {
-            if partition.check_writable().is_err() || partition.deleted.get() {
+            if partition.check_writable().is_err() {
                 continue;
             }
             partition
@@ -65,6 +62,7 @@ impl<H: Host> Shard<H> {
                 Ok(log_start) => {
                     tracing::info!(partition = %partition.key, log_start, "retention moved the log start");
                 }
+                Err(StorageError::Moving | StorageError::Left) => {}
                 Err(error) => tracing::error!(partition = %partition.key, %error, "retention failed"),
             }
             self.0.host.yield_now().await;
@@ -100,55 +98,6 @@ impl<H: Host> Shard<H> {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         self.0.disk_full.get()
-    }
-
-    /// Forgets a partition and has its files removed. Its deletion must be durable in the metadata before. If it may come back to
-    /// this node, its folder is out of the way when this returns; if not, soon: thousands may go with a topic.
-    ///
-    /// # Errors
-    /// What the disk says; the next start removes what is left.
-    pub fn remove_partition(&self, key: &PartitionKey, may_come_back: bool) -> Result<(), StorageError> {
-        if self.detach(key).is_none() {
-            return Ok(());
-        }
-        if may_come_back {
-            return self.remove_files(key);
-        }
-        let mut leaving = self.0.leaving.borrow_mut();
-        if leaving.is_empty() {
-            let shard = self.clone();
-            self.0.host.spawn(async move { shard.remove_leaving().await });
-        }
-        leaving.push_back(*key);
-        Ok(())
-    }
-
-    /// Has the files of all partitions removed that [`remove_partition`](Self::remove_partition) has left for later.
-    pub(crate) async fn remove_leaving(&self) {
-        loop {
-            for _ in 0..REMOVED_AT_ONCE {
-                let Some(key) = self.0.leaving.borrow_mut().pop_front() else {
-                    return;
-                };
-                if let Err(error) = self.remove_files(&key) {
-                    tracing::warn!(partition = %key, %error, "a deleted partition's files stay until the next start");
-                }
-            }
-            self.0.host.sleep(BREATH).await;
-        }
-    }
-
-    /// Has the files of a partition removed that this shard does not know, or does not know any more. Its deletion must be durable in the
-    /// metadata before.
-    ///
-    /// # Errors
-    /// What the disk says; the next start removes what is left.
-    pub fn remove_files(&self, key: &PartitionKey) -> Result<(), StorageError> {
-        let dir = partition_dir(self.0.files.logs(), key);
-        self.0
-            .removal
-            .remove_dir(&dir)
-            .map_err(StorageError::io("remove", &dir))
     }
 
     /// Removes files in the background, one at a time.

@@ -5,7 +5,7 @@
 //! (flushed: high watermark moves, waiters wake) → `writeback` (from memory to segments in large pieces; the journal's
 //! tail moves).
 //! A follower's appends, and the cuts that make its log its leader's, are in `replica`. How a partition goes to another shard
-//! is in `moves`.
+//! is in `moves`, how it leaves the node in `leaving`.
 //! Read path: the tail in memory, else `read` through the read cache; where to begin, `indexes` knows.
 //!
 //! Runs on one thread; every borrow of a cell ends before the next await.
@@ -13,6 +13,7 @@
 mod append;
 mod commit;
 mod indexes;
+mod leaving;
 mod maintain;
 mod moves;
 mod partition;
@@ -32,6 +33,7 @@ use std::{
 pub use append::Appended;
 pub use partition::{Partition, PartitionStatus};
 pub use read::{FoundTime, Records};
+use rustc_hash::FxHashSet;
 
 use crate::{
     arena::{self, Arena},
@@ -140,6 +142,11 @@ pub(crate) struct Inner<H: Host> {
     pub(crate) removal: Removal<H>,
     /// Partitions of deleted topics whose folders are still where they were.
     pub(crate) leaving: RefCell<VecDeque<PartitionKey>>,
+    /// Partitions that are being cleared, the first of them now.
+    pub(crate) clearing: RefCell<VecDeque<PartitionKey>>,
+    pub(crate) clearing_changed: WaitList,
+    /// Partitions that were cleared since the start.
+    pub(crate) cleared: RefCell<FxHashSet<PartitionKey>>,
     pub(crate) read_cache: ReadCache,
     pub(crate) index_cache: IndexCache,
     /// The front of some segment's index is being looked up.
@@ -206,6 +213,9 @@ impl<H: Host> Shard<H> {
         let shard = Self(Rc::new(Inner {
             removal,
             leaving: RefCell::default(),
+            clearing: RefCell::default(),
+            clearing_changed: WaitList::default(),
+            cleared: RefCell::default(),
             journal,
             files: FileCache::new(host.clone(), config.logs_dir(), config.open_files),
             read_cache: ReadCache::new(config.read_cache_bytes - indexes),
@@ -339,6 +349,7 @@ impl<H: Host> Shard<H> {
             partition.poison(&stage.to_string());
         }
         self.0.writeback_done.wake_all();
+        self.0.clearing_changed.wake_all();
     }
 
     /// Writes everything to segments and a checkpoint, so that the next start has nothing to replay. Appends
@@ -347,6 +358,7 @@ impl<H: Host> Shard<H> {
     /// # Errors
     /// Any failure of the disk.
     pub async fn close(&self) -> Result<(), StorageError> {
+        self.clear_rest().await;
         self.flush_all().await?;
         self.store_active_indexes().await;
         self.shorten_active_segments().await;

@@ -83,8 +83,7 @@ impl<H: Host> Shard<H> {
         let partition = Partition::new(state, config);
         partition.moving.set(true);
         // Readers that were under way when it last left may have opened and kept some of it again.
-        self.0.files.forget(key, None);
-        self.0.read_cache.forget(key);
+        self.forget_files(key);
         self.count_producers(&partition);
         self.0.partitions.borrow_mut().insert(key, Rc::new(partition));
         let stored = self.checkpoint_again().await;
@@ -100,6 +99,8 @@ impl<H: Host> Shard<H> {
     /// Any failure of the disk; the partition is not here any more, but the next start may think so.
     pub async fn let_go(&self, key: &PartitionKey) -> Result<(), StorageError> {
         self.detach(key);
+        // It is not empty now, and the other shard's checkpoint says so.
+        self.0.cleared.borrow_mut().remove(key);
         self.checkpoint_again().await
     }
 
@@ -109,14 +110,19 @@ impl<H: Host> Shard<H> {
         partition.poison(&format!("its move to another core: {reason}"));
     }
 
+    /// Closes the files of a partition, and forgets what was read of them.
+    pub(super) fn forget_files(&self, key: PartitionKey) {
+        self.0.files.forget(key, None);
+        self.0.read_cache.forget(key);
+        self.0.index_cache.forget_all(key);
+    }
+
     /// Removes a partition from memory; its files stay.
     pub(super) fn detach(&self, key: &PartitionKey) -> Option<Rc<Partition>> {
         let partition = self.0.partitions.borrow_mut().remove(key)?;
         partition.deleted.set(true);
         partition.changed.wake_all();
-        self.0.files.forget(*key, None);
-        self.0.read_cache.forget(*key);
-        self.0.index_cache.forget_all(*key);
+        self.forget_files(*key);
         let counted = partition.producers.take();
         self.0.producers.set(self.0.producers.get() - counted);
         let mut tail = partition.tail.take();

@@ -232,6 +232,15 @@ impl Partition {
     }
 
     /// # Errors
+    /// [`StorageError::Left`].
+    pub(crate) fn check_here(&self) -> Result<(), StorageError> {
+        match self.deleted.get() {
+            true => Err(StorageError::Left),
+            false => Ok(()),
+        }
+    }
+
+    /// # Errors
     /// [`StorageError::Poisoned`] once a write or flush has failed.
     pub fn check_healthy(&self) -> Result<(), StorageError> {
         match &*self.poisoned.borrow() {
@@ -243,9 +252,10 @@ impl Partition {
     /// Fails unless the log may change.
     ///
     /// # Errors
-    /// [`StorageError::Poisoned`], and [`StorageError::Moving`] while another shard takes the partition over.
+    /// [`StorageError::Poisoned`], [`StorageError::Left`], and [`StorageError::Moving`] while another shard takes the partition over.
     pub fn check_writable(&self) -> Result<(), StorageError> {
         self.check_healthy()?;
+        self.check_here()?;
         if self.moving.get() {
             return Err(StorageError::Moving);
         }
@@ -255,7 +265,7 @@ impl Partition {
     /// Waits until everything below `end` is as durable as the flush policy asks, on every replica in sync.
     ///
     /// # Errors
-    /// [`StorageError::Poisoned`] if the disk failed before that.
+    /// [`StorageError::Poisoned`] if the disk failed before that, [`StorageError::Left`].
     pub async fn wait_high_watermark(&self, end: Offset) -> Result<(), StorageError> {
         self.wait_for(|state| state.high_watermark() >= end).await
     }
@@ -263,7 +273,7 @@ impl Partition {
     /// Waits until everything below `end` is as durable here as the flush policy asks.
     ///
     /// # Errors
-    /// [`StorageError::Poisoned`] if the disk failed before that.
+    /// [`StorageError::Poisoned`] if the disk failed before that, [`StorageError::Left`].
     pub async fn wait_durable(&self, end: Offset) -> Result<(), StorageError> {
         self.wait_for(|state| state.durable_end() >= end).await
     }
@@ -276,9 +286,7 @@ impl Partition {
                 }
                 match self.check_healthy() {
                     Err(e) => Some(Err(e)),
-                    Ok(()) if self.deleted.get() => Some(Err(StorageError::Poisoned {
-                        stage: "the partition was deleted".into(),
-                    })),
+                    Ok(()) if self.deleted.get() => Some(Err(StorageError::Left)),
                     Ok(()) => None,
                 }
             })

@@ -113,7 +113,8 @@ impl<H: Host> Shard<H> {
     /// Cuts what stands at or behind `to`, where a batch begins. Nothing may be appended meanwhile.
     ///
     /// # Errors
-    /// [`StorageError::Poisoned`] if that would cut what all replicas in sync have acknowledged, and any failure of the disk.
+    /// [`StorageError::Poisoned`] if that would cut what all replicas in sync have acknowledged, [`StorageError::Left`], and any failure
+    /// of the disk.
     pub async fn truncate(&self, partition: &Rc<Partition>, to: Offset) -> Result<(), ReadError> {
         partition.check_writable()?;
         let (high_watermark, log_end) = partition.with_state(|s| (s.high_watermark(), s.log_end()));
@@ -214,6 +215,7 @@ impl<H: Host> Shard<H> {
             .writeback_done
             .wait(|| (!self.0.writeback_running.get()).then_some(()))
             .await;
+        partition.check_here()?;
         let end = cut.log_end();
         partition.unwritten_from.set(partition.unwritten_from.get().min(end));
         self.remove_segments(partition, gone);
@@ -233,6 +235,7 @@ impl<H: Host> Shard<H> {
             Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
+        partition.check_here()?;
         file.shorten(align_up(segment.end, BLOCK))
             .await
             .map_err(StorageError::io("truncate", &path))

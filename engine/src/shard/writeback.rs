@@ -13,6 +13,7 @@ use crate::{
     error::StorageError,
     host::Host,
     journal::Entry,
+    log::LogState,
     segment::segment_path,
     shard::{
         Shard,
@@ -190,6 +191,7 @@ impl<H: Host> Shard<H> {
             match result {
                 Ok(Some(done)) => self.finish_partition(partition, done),
                 Ok(None) => {}
+                Err(_) if partition.deleted.get() => {}
                 Err(error) if error.is_disk_full() => {
                     self.mark_dirty(partition);
                     failed = Some(error);
@@ -201,7 +203,7 @@ impl<H: Host> Shard<H> {
                     }
                     if self.settled(partition).await {
                         self.carry_forward(partition, carried);
-                    } else {
+                    } else if !partition.deleted.get() {
                         carried.left.set(carried.left.get() + 1);
                     }
                 }
@@ -269,10 +271,10 @@ impl<H: Host> Shard<H> {
             },
             permit: None,
         });
-        let through = partition.changed.wait(|| match done.get() {
-            true => Some(true),
-            // Its journal is through with nothing any more.
-            false => self.check_healthy().is_err().then_some(false),
+        let through = partition.changed.wait(|| {
+            // It has left, or its journal is through with nothing any more.
+            let never = partition.deleted.get() || self.check_healthy().is_err();
+            (done.get() || never).then_some(!never)
         });
         let late = async {
             self.0.host.sleep(CARRY_TIMEOUT).await;
@@ -358,11 +360,14 @@ impl<H: Host> Shard<H> {
         let inner = &self.0;
         // Its journal failed, and with it passes that were to write what this checkpoint would give up.
         self.check_healthy()?;
-        let partitions = self
-            .partitions()
-            .iter()
+        let mut partitions: Vec<_> = (self.partitions().iter())
             .map(|p| Arc::clone(&p.in_segments.borrow()))
             .collect();
+        {
+            let (here, cleared) = (inner.partitions.borrow(), inner.cleared.borrow());
+            let left = cleared.iter().filter(|key| !here.contains_key(key));
+            partitions.extend(left.map(|key| Arc::new(Captured::of(&LogState::new(*key)))));
+        }
         checkpoint::store(
             &inner.host,
             &inner.config.checkpoint_dir(),

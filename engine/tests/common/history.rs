@@ -66,6 +66,39 @@ impl Model {
     }
 }
 
+/// What clients are to be given of batches sent, between two offsets.
+pub fn served(sent: &[(i64, Bytes)], log_start: i64, log_end: i64) -> Vec<u8> {
+    let mut served = Vec::new();
+    for (base, bytes) in sent {
+        let (info, _) = kafka_batch::parse(bytes).expect("sent");
+        let end = base + i64::from(info.record_count);
+        if end > log_start && end <= log_end {
+            let at = served.len();
+            served.extend_from_slice(bytes);
+            served[at..at + 8].copy_from_slice(&base.to_be_bytes());
+            served[at + 12..at + 16].copy_from_slice(&1_i32.to_be_bytes());
+        }
+    }
+    served
+}
+
+/// All that can be read of a partition.
+pub async fn contents(shard: &Shard<SimHost>, p: u32) -> Result<Vec<u8>, String> {
+    let status = shard.partition(&key(p)).expect("added").status();
+    let mut got = Vec::new();
+    let mut next = status.log_start;
+    while next < status.log_end {
+        let records = shard.read(key(p), next, 10_000, true).await;
+        let records = records.map_err(|e| format!("offset {next}: {e}"))?;
+        if records.next_offset <= next {
+            return Err(format!("no progress at {next}"));
+        }
+        got.extend_from_slice(&records.bytes);
+        next = records.next_offset;
+    }
+    Ok(got)
+}
+
 /// Opens what recovery gave on `shards` shards and checks it against the model; goes on appending afterwards.
 pub async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: u32, context: &str) {
     let opened = open_shards(&host, recovered.incarnation, shards).await.expect("opens");
@@ -91,28 +124,10 @@ pub async fn verify(host: SimHost, recovered: Recovered, model: &Model, shards: 
             "{context}: partition {p} starts at {} although {acked_start} was acknowledged",
             status.log_start
         );
-        let mut expected = Vec::new();
-        for (base, bytes) in &model.sent[p] {
-            let (info, _) = kafka_batch::parse(bytes).expect("sent");
-            let end = base + i64::from(info.record_count);
-            if end > status.log_start && end <= status.log_end {
-                let at = expected.len();
-                expected.extend_from_slice(bytes);
-                expected[at..at + 8].copy_from_slice(&base.to_be_bytes());
-                expected[at + 12..at + 16].copy_from_slice(&1_i32.to_be_bytes());
-            }
-        }
-        let mut got = Vec::new();
-        let mut next = status.log_start;
-        while next < status.log_end {
-            let records = shard
-                .read(key(*p), next, 10_000, true)
-                .await
-                .unwrap_or_else(|e| panic!("{context}: partition {p} offset {next}: {e}"));
-            assert!(records.next_offset > next, "{context}: no progress at {next}");
-            got.extend_from_slice(&records.bytes);
-            next = records.next_offset;
-        }
+        let expected = served(&model.sent[p], status.log_start, status.log_end);
+        let got = contents(shard, *p)
+            .await
+            .unwrap_or_else(|e| panic!("{context}: partition {p}: {e}"));
         assert!(got == expected, "{context}: partition {p} does not hold what was sent");
     }
     // It goes on: an append at the end is acknowledged and read back.

@@ -1,0 +1,162 @@
+//! A partition leaves this node, and may come back.
+//!
+//! What its copy wrote last is still in the journal then, and the last checkpoint speaks of its files. Replay must not take either for
+//! what the next copy of that partition wrote, nor believe in files that are gone. So a copy that may come back is *cleared*:
+//!
+//! | step | a crash after it finds |
+//! |---|---|
+//! | it is forgotten; from here on it puts nothing into the journal or its files | the copy as it was, with its files; or, if a checkpoint was stored since, an empty log, and records that follow nothing, which recovery leaves out |
+//! | a record in the journal, behind all of its own, says that the log is empty | an empty log; recovery removes what is left of the files |
+//! | its folder goes, durably | an empty log |
+//! | the next copy may begin | that one |
+//!
+//! Until the next start all checkpoints say of it that it is empty, since that of the start may say otherwise.
+//! A partition whose topic was deleted does not come back: its records are left out, and its files go when there is time.
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    batch::Batch,
+    error::StorageError,
+    host::Host,
+    journal::Entry,
+    log::Cut,
+    segment::{partition_dir, topic_dir},
+    shard::{BREATH, Shard, commit::Completion},
+    types::PartitionKey,
+};
+
+/// Folders of partitions renamed before others have their turn; each takes 10-30 us.
+const REMOVED_AT_ONCE: usize = 16;
+/// Pause before what could not be cleared is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl<H: Host> Shard<H> {
+    /// Forgets a partition and has its files removed. Its deletion must be durable in the metadata before, unless it may come back to
+    /// this node: then it is cleared. Either is done in the background, one after the other: thousands may go with a topic.
+    pub fn remove_partition(&self, key: &PartitionKey, may_come_back: bool) {
+        if self.detach(key).is_none() {
+            return;
+        }
+        if may_come_back {
+            return self.clear(*key);
+        }
+        let mut leaving = self.0.leaving.borrow_mut();
+        if leaving.is_empty() {
+            let shard = self.clone();
+            self.0.host.spawn(async move { shard.remove_leaving().await });
+        }
+        leaving.push_back(*key);
+    }
+
+    /// Has all removed that an earlier copy of a partition may have left, if there was one: to be called before a copy begins of which
+    /// nothing was found, and is not the first of its partition anywhere. It may begin once [`wait_cleared`](Self::wait_cleared) says so.
+    pub fn clear(&self, key: PartitionKey) {
+        self.0.cleared.borrow_mut().insert(key);
+        let mut clearing = self.0.clearing.borrow_mut();
+        clearing.push_back(key);
+        if clearing.len() == 1 {
+            let shard = self.clone();
+            self.0.host.spawn(async move { shard.clear_all().await });
+        }
+    }
+
+    /// Whether a partition's copy must wait before it begins.
+    #[must_use]
+    pub fn is_clearing(&self, key: &PartitionKey) -> bool {
+        self.0.clearing.borrow().contains(key)
+    }
+
+    /// Waits until a partition's copy may begin.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`] if the journal has failed.
+    pub async fn wait_cleared(&self, key: &PartitionKey) -> Result<(), StorageError> {
+        let done = || (!self.is_clearing(key)).then_some(Ok(()));
+        let failed = || self.check_healthy().err().map(Err);
+        self.0.clearing_changed.wait(|| done().or_else(failed)).await
+    }
+
+    async fn clear_all(&self) {
+        let mut told = false;
+        loop {
+            let Some(key) = self.0.clearing.borrow().front().copied() else {
+                return;
+            };
+            let result = self.clear_one(&key).await;
+            if self.check_healthy().is_err() {
+                return;
+            }
+            if let Err(error) = result {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(partition = %key, %error, "what an earlier copy left cannot be removed; until it is, there will be no other");
+                }
+                self.0.clearing.borrow_mut().push_back(key);
+                self.0.host.sleep(AGAIN).await;
+            }
+            self.0.clearing.borrow_mut().pop_front();
+            self.0.clearing_changed.wake_all();
+        }
+    }
+
+    async fn clear_one(&self, key: &PartitionKey) -> Result<(), StorageError> {
+        let done = Rc::new(Cell::new(false));
+        self.0.journal.push(Entry {
+            batch: Batch {
+                header: Cut::Restart { at: 0 }.header(*key),
+                payload: Bytes::new(),
+            },
+            must_flush: true,
+            context: Completion::Cleared { done: Rc::clone(&done) },
+            permit: None,
+        });
+        let failed = || self.check_healthy().err().map(Err);
+        let durable = || done.get().then_some(Ok(())).or_else(failed);
+        self.0.clearing_changed.wait(durable).await?;
+        self.remove_files(key)?;
+        // Whoever was at work for the copy that has left may have opened and kept some of it again.
+        self.forget_files(*key);
+        // A power cut must not bring the folder back under the next copy.
+        let dir = topic_dir(self.0.files.logs(), key);
+        match self.0.host.sync_dir(&dir).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StorageError::io("sync", &dir)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until all is cleared, at a clean stop.
+    pub(crate) async fn clear_rest(&self) {
+        let done = || (self.0.clearing.borrow().is_empty() || self.check_healthy().is_err()).then_some(());
+        self.0.clearing_changed.wait(done).await;
+    }
+
+    /// Has the files of all partitions removed that [`remove_partition`](Self::remove_partition) has left for later.
+    pub(crate) async fn remove_leaving(&self) {
+        loop {
+            for _ in 0..REMOVED_AT_ONCE {
+                let Some(key) = self.0.leaving.borrow_mut().pop_front() else {
+                    return;
+                };
+                if let Err(error) = self.remove_files(&key) {
+                    tracing::warn!(partition = %key, %error, "a deleted partition's files stay until the next start");
+                }
+            }
+            self.0.host.sleep(BREATH).await;
+        }
+    }
+
+    /// Has the files of a partition removed that this shard does not know, or does not know any more. No checkpoint may speak of them,
+    /// or the deletion must be durable in the metadata.
+    ///
+    /// # Errors
+    /// What the disk says; the next start removes what is left.
+    pub fn remove_files(&self, key: &PartitionKey) -> Result<(), StorageError> {
+        let dir = partition_dir(self.0.files.logs(), key);
+        self.0
+            .removal
+            .remove_dir(&dir)
+            .map_err(StorageError::io("remove", &dir))
+    }
+}
