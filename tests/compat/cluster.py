@@ -59,6 +59,7 @@ class Node:
             stderr=self.log,
             text=True,
             env={**clean_environment(), **self.environment},
+            restore_signals=False,
         )
         return self
 
@@ -166,8 +167,8 @@ class Cluster:
 class Load:
     """Idempotent producers, each with keys of its own and a sequence of numbers for each key, and a reader beside them."""
 
-    def __init__(self, cluster, topic, producers=2, pause=0.002):
-        self.cluster, self.topic, self.pause = cluster, topic, pause
+    def __init__(self, cluster, topic, producers=2, pause=0.002, digits=0):
+        self.cluster, self.topic, self.pause, self.digits = cluster, topic, pause, digits
         self.acked, self.unplaced, self.seen, self.errors = {}, [], {}, []
         self.stop_event = threading.Event()
         self.longest_gap, self.last_ack = 0.0, time.monotonic()
@@ -212,7 +213,7 @@ class Load:
         number = 0
         while not self.stop_event.is_set():
             for key in keys:
-                producer.produce(self.topic, str(number).encode(), str(key).encode(), on_delivery=done)
+                producer.produce(self.topic, str(number).zfill(self.digits).encode(), str(key).encode(), on_delivery=done)
             number += 1
             producer.poll(self.pause)
         if producer.flush(60):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,7 @@ class Broker:
         for name, value in self.settings.items():
             command += ["--set", f"{name}={value}"]
         began = time.monotonic()
-        options = {"stderr": self.log, "env": clean_environment(), **self.process_options}
+        options = {"stderr": self.log, "env": clean_environment(), "restore_signals": False, **self.process_options}
         self.process = subprocess.Popen(command + self.args, stdout=subprocess.PIPE, text=True, **options)
         line = self.process.stdout.readline()
         self.start_seconds = time.monotonic() - began
@@ -82,6 +83,12 @@ class Broker:
         os.unlink(self.log.name)
         shutil.rmtree(self.data_dir, ignore_errors=True)
         assert "panicked" not in text, text
+
+
+def fail_writes_beyond(process, position):
+    """From here on its disk fails to write at and beyond this byte of any file, standard error's too, until it is started again."""
+    # The signal that this sends is ignored here, and there by `restore_signals`: then the write itself fails.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (position, resource.RLIM_INFINITY))
 
 
 def clean_environment():

@@ -11,7 +11,7 @@ import time
 import pytest
 from cluster import PARTITIONS, Cluster, Load
 from confluent_kafka import Consumer
-from conftest import BINARY, ROOT, clean_environment
+from conftest import BINARY, ROOT, clean_environment, fail_writes_beyond
 
 
 class CutCluster(Cluster):
@@ -150,6 +150,25 @@ def test_a_node_whose_disk_is_full_leaves_and_comes_back_when_there_is_room(make
     finally:
         third.kill()
         subprocess.run(["umount", third.folder], check=True)
+
+
+# The journal fails, and with it the shard; or segments alone, and copies begin anew and fail again.
+@pytest.mark.parametrize("position", [4096, 6 << 20])
+def test_a_node_whose_disk_fails_is_followed_by_others_and_comes_back_when_it_is_mended(make_cluster, position):
+    cluster = make_cluster(settings={"journal.bytes": 33_554_432})
+    cluster.create("t")
+    load = Load(cluster, "t", digits=4000)
+    time.sleep(2)
+    node = cluster.node(1)
+    fail_writes_beyond(node.process, position)
+    cluster.wait("others lead", lambda: all(1 not in p.isrs for p in cluster.partitions("t").values()), 40)
+    acked = len(load.acked)
+    time.sleep(2)
+    assert len(load.acked) > acked, "the others go on"
+    node.kill()
+    node.launch().wait_ready()
+    cluster.wait_in_sync("t")
+    assert load.finish() > 1_000
 
 
 FAKETIME = next(iter(pathlib.Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)

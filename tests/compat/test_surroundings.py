@@ -5,20 +5,51 @@ import subprocess
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from conftest import BINARY, clean_environment
+from conftest import BINARY, clean_environment, fail_writes_beyond
+
+
+def write(broker, count, size=0, timeout_ms=10_000):
+    """The values that were acknowledged, in order, and the errors of the others."""
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.timeout.ms": timeout_ms})
+    acked, failed = [], set()
+    for number in range(count):
+        value = str(number).zfill(size).encode()
+        producer.produce("t", value, partition=0, on_delivery=lambda e, m: failed.add(e.name()) if e else acked.append(m.value()))
+        producer.poll(0)
+    assert producer.flush(30) == 0
+    return acked, failed
+
+
+def read(broker, count):
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "g"})
+    consumer.assign([TopicPartition("t", 0, 0)])
+    found = consumer.consume(count, 20)
+    consumer.close()
+    return [m.value() for m in found if not m.error()]
 
 
 def write_and_read(broker, count=1000):
-    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.timeout.ms": 10_000})
-    failed = []
-    for number in range(count):
-        producer.produce("t", str(number).encode(), partition=0, on_delivery=lambda e, m: e and failed.append(e))
-    assert producer.flush(15) == 0 and not failed
-    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "g"})
-    consumer.assign([TopicPartition("t", 0, 0)])
-    found = consumer.consume(count, 10)
-    consumer.close()
-    assert [m.value() for m in found if not m.error()] == [str(n).encode() for n in range(count)]
+    acked, failed = write(broker, count)
+    assert len(acked) == count and not failed
+    assert read(broker, count) == acked
+
+
+# The journal fails; or the segment alone.
+@pytest.mark.parametrize("position", [4096, 5 << 20])
+def test_a_disk_that_fails_takes_nothing_that_was_acknowledged(make_broker, position):
+    broker = make_broker(settings={"memory": "64MiB"})
+    acked, failed = write(broker, 10_000, size=200)
+    assert len(acked) == 10_000 and not failed
+    fail_writes_beyond(broker.process, position)
+    more, failed = write(broker, 10_000, size=2_000, timeout_ms=4_000)
+    assert failed == {"_MSG_TIMED_OUT"}, "what is not on the disk is not acknowledged"
+    acked += more
+    assert read(broker, len(acked)) == acked, "what is there can be read"
+    broker.kill()
+    broker.start()
+    assert read(broker, len(acked)) == acked
+    after, failed = write(broker, 100)
+    assert len(after) == 100 and not failed
 
 
 def test_a_full_disk_behind_standard_error_is_not_the_brokers_end(make_broker):
