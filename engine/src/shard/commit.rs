@@ -46,7 +46,7 @@ pub(crate) enum Completion {
     /// Batches of a partition whose segment cannot be written, carried forward so that the ring is not pinned.
     Carried { left: Rc<Carried> },
     /// A copy that has left says nothing more.
-    Cleared { done: Rc<Cell<bool>> },
+    Cleared { count: Rc<Cell<usize>> },
 }
 
 /// Batches being carried forward.
@@ -210,8 +210,8 @@ impl<H: Host> Shard<H> {
                     touched.push(partition);
                 }
                 Completion::Carried { left } => left.finish_one(),
-                Completion::Cleared { done } => {
-                    done.set(true);
+                Completion::Cleared { count } => {
+                    count.set(count.get() + 1);
                     self.0.clearing_changed.wake_all();
                 }
             }

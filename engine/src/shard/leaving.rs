@@ -13,7 +13,7 @@
 //! Until the next start all checkpoints say of it that it is empty, since that of the start may say otherwise.
 //! A partition whose topic was deleted does not come back: its records are left out, and its files go when there is time.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
@@ -28,14 +28,16 @@ use crate::{
     types::PartitionKey,
 };
 
-/// Folders of partitions renamed before others have their turn; each takes 10-30 us.
+/// Folders of partitions renamed before others have their turn, each takes 10-30 us; and made durable at once.
 const REMOVED_AT_ONCE: usize = 16;
 /// Pause before what could not be cleared is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a clean stop waits for what is still to be cleared. The next start does not need it done.
+const REST: Duration = Duration::from_secs(5);
 
 impl<H: Host> Shard<H> {
     /// Forgets a partition and has its files removed. Its deletion must be durable in the metadata before, unless it may come back to
-    /// this node: then it is cleared. Either is done in the background, one after the other: thousands may go with a topic.
+    /// this node: then it is cleared. Either is done in the background, some at a time: thousands may go at once.
     pub fn remove_partition(&self, key: &PartitionKey, may_come_back: bool) {
         if self.detach(key).is_none() {
             return;
@@ -82,54 +84,70 @@ impl<H: Host> Shard<H> {
     async fn clear_all(&self) {
         let mut told = false;
         loop {
-            let Some(key) = self.0.clearing.borrow().front().copied() else {
+            let some: Vec<PartitionKey> = (self.0.clearing.borrow().iter())
+                .take(REMOVED_AT_ONCE)
+                .copied()
+                .collect();
+            if some.is_empty() {
                 return;
-            };
-            let result = self.clear_one(&key).await;
+            }
+            let result = self.clear_some(&some).await;
             if self.check_healthy().is_err() {
                 return;
             }
             if let Err(error) = result {
                 if !std::mem::replace(&mut told, true) {
-                    tracing::error!(partition = %key, %error, "what an earlier copy left cannot be removed; until it is, there will be no other");
+                    tracing::error!(%error, "what an earlier copy left cannot be removed; until it is, there will be no other");
                 }
-                self.0.clearing.borrow_mut().push_back(key);
                 self.0.host.sleep(AGAIN).await;
+                self.0.clearing.borrow_mut().rotate_left(some.len());
+                continue;
             }
-            self.0.clearing.borrow_mut().pop_front();
+            self.0.clearing.borrow_mut().drain(..some.len());
             self.0.clearing_changed.wake_all();
         }
     }
 
-    async fn clear_one(&self, key: &PartitionKey) -> Result<(), StorageError> {
-        let done = Rc::new(Cell::new(false));
-        self.0.journal.push(Entry {
-            batch: Batch {
-                header: Cut::Restart { at: 0 }.header(*key),
-                payload: Bytes::new(),
-            },
-            must_flush: true,
-            context: Completion::Cleared { done: Rc::clone(&done) },
-            permit: None,
-        });
-        let failed = || self.check_healthy().err().map(Err);
-        let durable = || done.get().then_some(Ok(())).or_else(failed);
-        self.0.clearing_changed.wait(durable).await?;
-        self.remove_files(key)?;
-        // Whoever was at work for the copy that has left may have opened and kept some of it again.
-        self.forget_files(*key);
-        // A power cut must not bring the folder back under the next copy.
-        let dir = topic_dir(self.0.files.logs(), key);
-        match self.0.host.sync_dir(&dir).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StorageError::io("sync", &dir)(error)),
-            _ => Ok(()),
+    async fn clear_some(&self, some: &[PartitionKey]) -> Result<(), StorageError> {
+        let cleared: Rc<Cell<usize>> = Rc::default();
+        for key in some {
+            self.0.journal.push(Entry {
+                batch: Batch {
+                    header: Cut::Restart { at: 0 }.header(*key),
+                    payload: Bytes::new(),
+                },
+                must_flush: true,
+                context: Completion::Cleared {
+                    count: Rc::clone(&cleared),
+                },
+                permit: None,
+            });
         }
+        let failed = || self.check_healthy().err().map(Err);
+        let durable = || (cleared.get() == some.len()).then_some(Ok(())).or_else(failed);
+        self.0.clearing_changed.wait(durable).await?;
+        let logs = self.0.files.logs();
+        for key in some {
+            self.remove_files(key)?;
+            // Whoever was at work for the copy that has left may have opened and kept some of it again.
+            self.forget_files(*key);
+        }
+        // A power cut must not bring the folders back under the next copies.
+        for dir in some.iter().map(|key| topic_dir(logs, key)).collect::<BTreeSet<_>>() {
+            match self.0.host.sync_dir(&dir).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(StorageError::io("sync", &dir)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
-    /// Waits until all is cleared, at a clean stop.
+    /// Waits until all is cleared, at a clean stop; not for ever.
     pub(crate) async fn clear_rest(&self) {
         let done = || (self.0.clearing.borrow().is_empty() || self.check_healthy().is_err()).then_some(());
-        self.0.clearing_changed.wait(done).await;
+        futures_lite::future::or(self.0.clearing_changed.wait(done), self.0.host.sleep(REST)).await;
     }
 
     /// Has the files of all partitions removed that [`remove_partition`](Self::remove_partition) has left for later.
