@@ -64,6 +64,21 @@ impl StorageError {
         }
     }
 
+    /// Whether the cause is a lack of memory or descriptors, or nothing at all: the file may well be sound.
+    #[must_use]
+    pub(crate) fn is_shortage(&self) -> bool {
+        // ENFILE and EMFILE on Linux, for which there is no kind.
+        const TOO_MANY_FILES: [i32; 2] = [23, 24];
+        use io::ErrorKind::{Interrupted, OutOfMemory, WouldBlock};
+        match self {
+            Self::Io { source, .. } => {
+                matches!(source.kind(), Interrupted | OutOfMemory | WouldBlock)
+                    || source.raw_os_error().is_some_and(|e| TOO_MANY_FILES.contains(&e))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the cause is a lack of room, which passes when room returns.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {

@@ -352,3 +352,45 @@ fn a_segment_that_cannot_be_written_takes_its_partition_offline_and_not_the_ring
         "what was acknowledged is still in the journal"
     );
 }
+
+#[test]
+fn a_segment_that_cannot_be_read_takes_its_partition_offline_for_appends_alone() {
+    let host = SimHost::new();
+    host.run(async {
+        let shard = append_some(&host, 0).await;
+        for n in 0..30 {
+            append(&shard, 0, &[n; 3_000]).await.expect("appended");
+        }
+        shard.close().await.expect("closed");
+    })
+    .expect("ends");
+    let host = host.after_kill();
+    let segments: Vec<_> = (host.files().into_iter())
+        .filter(|p| p.extension().is_some_and(|e| e == "segment"))
+        .collect();
+    assert!(segments.len() > 1);
+    host.run(async {
+        host.remove_file(&segments[0]).await.expect("removed");
+        let recovered = recovery::recover(&host, &config(0, 0), 1)
+            .await
+            .expect("it is not read");
+        let shard = open_shards(&host, recovered.incarnation, 1)
+            .await
+            .expect("opens")
+            .remove(0);
+        for state in recovered.partitions {
+            shard.add_partition(state, LOG);
+        }
+        shard.add_partition(LogState::new(key(1)), LOG);
+        append_one(&shard, 30).await.expect("nothing is known of it yet");
+        shard.read(key(0), 0, 1_000, true).await.expect_err("gone");
+        append_one(&shard, 31).await.expect_err("offline");
+        let sound = shard
+            .read(key(0), 29, 1 << 20, true)
+            .await
+            .expect("the rest can be read");
+        assert_eq!(sound.next_offset, 31);
+        append(&shard, 1, b"other").await.expect("others go on");
+    })
+    .expect("ends");
+}

@@ -142,7 +142,8 @@ def test_what_was_acknowledged_is_read_from_the_one_replica_that_is_back(make_cl
 
 
 @pytest.mark.skipif(not LIB, reason="Kafka's tools are not installed")
-def test_a_leader_whose_log_is_damaged_is_followed_by_another(make_cluster):
+@pytest.mark.parametrize("damage", ["a byte", "the file"])
+def test_a_leader_whose_log_is_damaged_is_followed_by_another(make_cluster, damage):
     cluster = make_cluster()
     cluster.create("t", 1)
     producer = Producer({"bootstrap.servers": cluster.bootstrap, "linger.ms": 0})
@@ -155,9 +156,12 @@ def test_a_leader_whose_log_is_damaged_is_followed_by_another(make_cluster):
     assert leader.process.wait(30) == 0
     segments = [p for p in leader.folder.glob("logs/*/0/*.segment") if b"000200" in p.read_bytes()]
     assert len(segments) == 1
-    content = bytearray(segments[0].read_bytes())
-    content[content.index(b"000200")] ^= 1
-    segments[0].write_bytes(content)
+    if damage == "a byte":
+        content = bytearray(segments[0].read_bytes())
+        content[content.index(b"000200")] ^= 1
+        segments[0].write_bytes(content)
+    else:
+        segments[0].unlink()
     leader.launch().wait_ready()
     cluster.wait_in_sync("t")
     preferred = ["--election-type", "preferred", "--all-topic-partitions"]

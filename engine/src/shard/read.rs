@@ -422,7 +422,12 @@ impl<H: Host> Shard<H> {
                 base: segment.meta.base,
                 index,
             };
-            let chunk = self.load_chunk(key, until).await?;
+            let chunk = self.load_chunk(key, until).await;
+            let chunk = chunk.inspect_err(|error| {
+                if !error.is_shortage() {
+                    self.take_offline(partition, segment, error);
+                }
+            })?;
             let from = (at - chunk_start) as usize;
             if chunk.len() < until {
                 return Err(self
@@ -497,16 +502,22 @@ impl<H: Host> Shard<H> {
             position,
             reason: reason.into(),
         };
+        self.take_offline(partition, segment, &error);
+        error
+    }
+
+    /// What is stored cannot be read, or is not what was written: on other nodes it may be sound, and they can lead.
+    fn take_offline(&self, partition: &Partition, segment: &Seen, error: &StorageError) {
+        let base = segment.meta.base;
         // The file of a segment that the log has given up, or that was cut, changes while it is still being read.
         if partition.deleted.get() || partition.cuts.get() != segment.cuts || segment_at(partition, base).is_none() {
-            return error;
+            return;
         }
         if partition.check_healthy().is_ok() {
             tracing::error!(partition = %partition.key, %error, "stored records are damaged: the partition is offline for appends, sound records can \
                 still be read; `millrace export` saves them from the stopped broker's folder");
         }
         partition.poison(&error.to_string());
-        error
     }
 
     fn missing(&self, partition: &Partition, segment: &Seen, position: u64, offset: Offset) -> StorageError {
