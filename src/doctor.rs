@@ -127,19 +127,20 @@ fn memlock() -> Finding {
 }
 
 fn open_files() -> Finding {
-    match rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+    // A broker raises its own limit to what it may be.
+    match rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum {
         Some(limit) if limit < 1024 => finding(
             "open files",
             Level::Fatal,
             format!(
-                "{limit} files may be open, at least 1024 are needed: `ulimit -n 65536`, or LimitNOFILE= in the unit file"
+                "{limit} files may be open, at least 1024 are needed: `ulimit -Hn 65536`, or LimitNOFILE= in the unit file"
             ),
         ),
         Some(limit) if limit < 16_384 => finding(
             "open files",
             Level::Warning,
             format!(
-                "{limit} files may be open; for many partitions or clients raise it: `ulimit -n 65536`, or LimitNOFILE="
+                "{limit} files may be open; for many partitions or clients raise it: `ulimit -Hn 65536`, or LimitNOFILE="
             ),
         ),
         Some(limit) => finding("open files", Level::Good, format!("{limit} may be open")),

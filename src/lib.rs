@@ -19,4 +19,5 @@ pub mod node;
 pub mod peers;
 pub mod replication;
 pub mod router;
+pub mod seldom;
 pub mod server;

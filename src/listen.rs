@@ -169,8 +169,10 @@ fn spawn_accept(node: &Rc<Node>, listener: Listener, to_core: bool) {
                     glommio::spawn_local(connection::serve(Rc::clone(&node), stream, to_core)).detach();
                 }
                 Some(Err(error)) => {
-                    // Most often too many open files; the next one may do better.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    // The next one may do better.
+                    if let Some(before) = node.refusals.say() {
+                        tracing::warn!(%error, before, "a connection could not be accepted");
+                    }
                     node.host.sleep(Duration::from_millis(50)).await;
                 }
             }

@@ -36,6 +36,7 @@ use crate::{
     peers::Members,
     replication::{self, Replication},
     router::Router,
+    seldom::Seldom,
 };
 
 /// Name of the topic that holds committed offsets.
@@ -67,6 +68,8 @@ pub struct Shared {
     pub data_dir: std::path::PathBuf,
     /// Open connections of all shards.
     pub connections: AtomicUsize,
+    /// How many there may be: `max.connections`, or fewer where the host allows fewer files.
+    pub connections_max: usize,
     /// The broker was told to stop: it first hands on what it leads.
     pub stop_wanted: AtomicBool,
     /// The broker is stopping.
@@ -117,6 +120,8 @@ pub struct Node {
     pub answers: Rc<Budget>,
     /// Connections of clients.
     pub connections: Connections,
+    /// Connections that were not taken.
+    pub refusals: Seldom,
     /// Roles of this shard's partitions.
     pub replication: Replication,
     /// This shard's port for other nodes, in a cluster.
@@ -198,6 +203,7 @@ impl Node {
             requests: Budget::new(buffers.requests),
             answers: Budget::new(buffers.answers),
             connections: Connections::default(),
+            refusals: Seldom::default(),
             replication: Replication::default(),
             peer_endpoint: RefCell::default(),
             contacts: RefCell::new(contacts),

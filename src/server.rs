@@ -101,7 +101,29 @@ pub enum ServeError {
 /// What an idempotent producer takes that a partition remembers, with what a checkpoint holds of it.
 const PRODUCER_BYTES: u64 = 512;
 
-/// How the memory budget is divided, per shard.
+/// Open files of a process and of each of its shards beside segments and connections: journals, rings, sockets, checkpoints.
+const FILES_OF_PROCESS: u64 = 96;
+const FILES_OF_SHARD: u64 = 32;
+/// No more files than this are reckoned with.
+const FILES_MAX: u64 = 1 << 20;
+
+/// Files that this process may have open, as many as its host lets it have: what a shell gives (1,024) is meant for programs that use
+/// select(2).
+fn files_allowed() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let given = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: given.maximum,
+        ..given.clone()
+    };
+    let allowed = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => given.maximum,
+        Err(_) => given.current,
+    };
+    allowed.unwrap_or(FILES_MAX).min(FILES_MAX)
+}
+
+/// How the memory budget, and the files that may be open, are divided; per shard if nothing else is said.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     journal_slot: u64,
@@ -111,6 +133,10 @@ struct Sizes {
     queue: u64,
     producers: usize,
     buffers: Buffers,
+    /// Segment files.
+    open_files: usize,
+    /// Connections of clients, of all shards: what is left. Without that, they would take the files of logs.
+    connections: usize,
 }
 
 impl Sizes {
@@ -126,7 +152,15 @@ impl Sizes {
         // Batches not in segments yet are held in memory, so the ring must not be larger than the tail.
         let journal = (settings.number("journal.bytes") as u64).min(part / 3);
         let slots = if journal >= 32 << 20 { 8 } else { 4 };
+        let (files, shards) = (files_allowed(), shards as u64);
+        let open_files = (files / 2 / shards).clamp(16, 100_000);
+        let others = FILES_OF_PROCESS + (open_files + FILES_OF_SHARD) * shards;
+        let connections = files
+            .saturating_sub(others)
+            .min(settings.number("max.connections") as u64);
         Ok(Self {
+            open_files: open_files as usize,
+            connections: connections as usize,
             journal_slot: (journal / slots) & !((1 << 12) - 1),
             journal_slots: slots as u32,
             tail: (part / 2) as usize,
@@ -211,6 +245,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
             directory_id: identity.directory_id,
             data_dir: dir,
             connections: AtomicUsize::new(0),
+            connections_max: sizes.connections,
             stop_wanted: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }),
@@ -292,11 +327,6 @@ fn watch_signals(context: &Context) -> Result<(), ServeError> {
 
 fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfig {
     let settings = &context.shared.settings;
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile)
-        .current
-        .unwrap_or(1 << 20);
-    // Half of what may be open is for connections and everything else.
-    let open_files = (files / 2 / context.router.shards() as u64).clamp(64, 100_000) as usize;
     ShardConfig {
         dir: context.shared.data_dir.clone(),
         shard: shard as u32,
@@ -308,7 +338,7 @@ fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfi
         queue_bytes: context.sizes.queue,
         tail_bytes: context.sizes.tail,
         read_cache_bytes: context.sizes.read_cache,
-        open_files,
+        open_files: context.sizes.open_files,
         sync_all_min: 32,
         free_bytes_min: settings.number("disk.free.bytes.min") as u64,
         producer_expiration_ms: settings.number("producer.id.expiration.ms"),

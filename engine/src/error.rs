@@ -79,6 +79,18 @@ impl StorageError {
         }
     }
 
+    /// Whether nothing was begun for lack of descriptors or memory to open a file: that passes, too.
+    #[must_use]
+    pub(crate) fn is_not_opened(&self) -> bool {
+        matches!(
+            self,
+            Self::Io {
+                operation: "open" | "create",
+                ..
+            }
+        ) && self.is_shortage()
+    }
+
     /// Whether the cause is a lack of room, which passes when room returns.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {

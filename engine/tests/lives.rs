@@ -9,14 +9,13 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use common::{
     LOG, after_cut, config,
-    history::{Model, payload, verify},
+    history::{Model, end_of, payload, verify},
     key, seeds,
 };
 use futures_lite::future;
 use millrace_engine::{
     disk::sim::{Fault, SimHost, SimRng},
     host::Host,
-    kafka_batch,
     log::{LogConfig, LogState},
     recovery,
     shard::{Shard, ShardConfig},
@@ -56,10 +55,7 @@ async fn live(
         if end > 0 {
             model.acked_end.insert(p, end);
         }
-        model.sent.entry(p).or_default().retain(|(base, bytes)| {
-            let (info, _) = kafka_batch::parse(bytes).expect("sent");
-            base + i64::from(info.record_count) <= end
-        });
+        model.sent.entry(p).or_default().retain(|batch| end_of(batch) <= end);
         of(p).add_partition(state, log);
     }
     for tag in 0..rng.below(120) {

@@ -10,7 +10,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 use bytes::Bytes;
 use common::{
     LOG, after_cut, config,
-    history::{contents, payload, served},
+    history::{contents, end_of, payload, served},
     key, open_shards, seeds,
 };
 use futures_lite::future;
@@ -90,10 +90,7 @@ async fn live(host: SimHost, model: Rc<RefCell<Model>>, mut rng: SimRng, (life, 
             copies.all = vec![copies.all.swap_remove(copies.found)];
             let mut copy = copies.all[0].borrow_mut();
             copy.acked_end = end;
-            copy.sent.retain(|(base, bytes)| {
-                let (info, _) = kafka_batch::parse(bytes).expect("sent");
-                base + i64::from(info.record_count) <= end
-            });
+            copy.sent.retain(|batch| end_of(batch) <= end);
         }
     }
     // Some are on other nodes by now.

@@ -292,7 +292,7 @@ pub const ENTRIES: &[Entry] = &[
         "max.connections",
         Kind::Int(1, INT),
         "10000",
-        "Connections of all shards together; further ones are closed at once.",
+        "Connections of all shards together, fewer where `ulimit -Hn` does not allow so many; further ones are closed at once.",
     ),
     broker(
         "connections.max.idle.ms",

@@ -150,7 +150,7 @@ impl Gathered {
 /// Serves a connection until either side closes it.
 pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
     let open = node.shared.connections.fetch_add(1, Ordering::Relaxed);
-    let limit = node.shared.settings.number("max.connections") as usize;
+    let limit = node.shared.connections_max;
     if open < limit {
         if let Ok(address) = stream.peer_addr() {
             let mut peer = Peer {
@@ -162,8 +162,12 @@ pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
                 log_end(&peer, &error);
             }
         }
-    } else {
-        tracing::warn!(limit, "a connection was closed: max.connections is reached");
+    } else if let Some(before) = node.refusals.say() {
+        tracing::warn!(
+            limit,
+            before,
+            "connections are closed at once: as many are open as max.connections and `ulimit -n` allow"
+        );
     }
     node.shared.connections.fetch_sub(1, Ordering::Relaxed);
 }

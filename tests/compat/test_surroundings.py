@@ -1,6 +1,8 @@
 """What is around one broker fails."""
 
 import os
+import resource
+import socket
 import subprocess
 
 import pytest
@@ -73,6 +75,29 @@ def test_a_log_that_nobody_reads_stops_nothing(make_broker):
     finally:
         os.close(reads)
         os.close(writes)
+
+
+def test_connections_do_not_take_the_files_of_logs(make_broker):
+    few = (1024, 1024)
+    broker = make_broker(settings={"memory": "64MiB"}, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few))
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.timeout.ms": 30_000})
+    producer.produce("t0", b"connected")
+    assert producer.flush(10) == 0
+    storm = [socket.create_connection(("127.0.0.1", broker.port)) for _ in range(1100)]
+    try:
+        # Enough for segments to be opened, of new topics too.
+        acked, failed = [], set()
+        for number in range(20_000):
+            producer.produce(f"t{number % 20}", bytes(2_000), on_delivery=lambda e, m: failed.add(str(e)) if e else acked.append(m))
+            producer.poll(0)
+        assert producer.flush(40) == 0
+        assert not failed and len(acked) == 20_000
+        assert "offline" not in broker.log_text()
+    finally:
+        for connection in storm:
+            connection.close()
+    acked, failed = write(broker, 100)
+    assert len(acked) == 100 and not failed
 
 
 def test_a_command_whose_answer_is_not_wanted_or_cannot_be_kept():

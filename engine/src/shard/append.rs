@@ -1,6 +1,6 @@
 //! Taking batches in: offsets and places at once, then the journal, or the segment directly for large ones.
 
-use std::{path::Path, rc::Rc};
+use std::{path::Path, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
@@ -25,6 +25,8 @@ use crate::{
 
 /// At most one part in so many of the free disk is made room ahead in one segment.
 const ROOM_SHARE: u64 = 64;
+/// Pause before a file is opened again for which there was no descriptor.
+const NOT_OPENED: Duration = Duration::from_millis(500);
 /// Bytes of large batches of one partition written between two flushes.
 const DIRECT_GROUP_BYTES: u64 = 4 << 20;
 
@@ -330,6 +332,11 @@ impl<H: Host> Shard<H> {
             }
             let to_journal = match written {
                 Ok(()) => false,
+                Err(e) if e.is_not_opened() => {
+                    tracing::warn!(partition = %partition.key, error = %e, "a segment is opened when that is possible again");
+                    self.0.host.sleep(NOT_OPENED).await;
+                    continue;
+                }
                 // The journal has room of its own; the segment gets the batch when the disk has room again.
                 Err(e) if e.is_disk_full() && self.fits_journal(&group) => {
                     self.0.disk_full.set(true);

@@ -188,8 +188,10 @@ impl<H: Host> Shard<H> {
         let stored = index.store(&self.0.host, &path, partition.key, base).await;
         // What a reader made of the segment before may know less.
         self.0.index_cache.forget(partition.key, base);
-        if let Err(error) = stored {
-            tracing::debug!(%error, "an index could not be stored and will be made anew when needed");
+        if let Err(error) = stored
+            && !partition.deleted.get()
+        {
+            tracing::warn!(%error, "an index could not be stored and will be made anew when needed");
         }
         if partition.deleted.get() || partition.cuts.get() != cuts || segment_at(partition, base).is_none() {
             // Written behind the back of what took its batches away.

@@ -148,7 +148,7 @@ impl<H: Host> Shard<H> {
     }
 
     /// Writes partitions and makes them durable; what cannot be written is set aside in `carried`. Returns the error if it was
-    /// for lack of room.
+    /// for lack of room, or of descriptors.
     async fn write_partitions(
         &self,
         some: &[Rc<Partition>],
@@ -192,7 +192,7 @@ impl<H: Host> Shard<H> {
                 Ok(Some(done)) => self.finish_partition(partition, done),
                 Ok(None) => {}
                 Err(_) if partition.deleted.get() => {}
-                Err(error) if error.is_disk_full() => {
+                Err(error) if error.is_disk_full() || error.is_not_opened() => {
                     self.mark_dirty(partition);
                     failed = Some(error);
                 }

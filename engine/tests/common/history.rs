@@ -66,12 +66,18 @@ impl Model {
     }
 }
 
+/// The offset behind a batch sent.
+pub fn end_of((base, bytes): &(i64, Bytes)) -> i64 {
+    let (info, _) = kafka_batch::parse(bytes).expect("sent");
+    base + i64::from(info.record_count)
+}
+
 /// What clients are to be given of batches sent, between two offsets.
 pub fn served(sent: &[(i64, Bytes)], log_start: i64, log_end: i64) -> Vec<u8> {
     let mut served = Vec::new();
-    for (base, bytes) in sent {
-        let (info, _) = kafka_batch::parse(bytes).expect("sent");
-        let end = base + i64::from(info.record_count);
+    for batch in sent {
+        let (base, bytes) = batch;
+        let end = end_of(batch);
         if end > log_start && end <= log_end {
             let at = served.len();
             served.extend_from_slice(bytes);
