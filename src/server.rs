@@ -114,7 +114,7 @@ fn files_allowed() -> u64 {
     let given = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: given.maximum,
-        ..given.clone()
+        ..given
     };
     let allowed = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => given.maximum,
