@@ -273,10 +273,7 @@ impl<H: Host> Shard<H> {
         self.enter(partition, entry, false);
         partition
             .changed
-            .wait(|| {
-                let failed = || partition.check_healthy().and_then(|()| partition.check_here()).err();
-                done().map(Ok).or_else(|| failed().map(Err))
-            })
+            .wait(|| done().map(Ok).or_else(|| partition.check_lasting().err().map(Err)))
             .await
     }
 

@@ -249,13 +249,21 @@ impl Partition {
         }
     }
 
+    /// Fails if what is waited for will not come any more.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`], [`StorageError::Left`].
+    pub(crate) fn check_lasting(&self) -> Result<(), StorageError> {
+        self.check_healthy()?;
+        self.check_here()
+    }
+
     /// Fails unless the log may change.
     ///
     /// # Errors
     /// [`StorageError::Poisoned`], [`StorageError::Left`], and [`StorageError::Moving`] while another shard takes the partition over.
     pub fn check_writable(&self) -> Result<(), StorageError> {
-        self.check_healthy()?;
-        self.check_here()?;
+        self.check_lasting()?;
         if self.moving.get() {
             return Err(StorageError::Moving);
         }
@@ -284,11 +292,7 @@ impl Partition {
                 if reached(&self.state.borrow()) {
                     return Some(Ok(()));
                 }
-                match self.check_healthy() {
-                    Err(e) => Some(Err(e)),
-                    Ok(()) if self.deleted.get() => Some(Err(StorageError::Left)),
-                    Ok(()) => None,
-                }
+                self.check_lasting().err().map(Err)
             })
             .await
     }
