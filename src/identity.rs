@@ -1,9 +1,12 @@
 //! What a data folder is: its cluster, its node, its own id, and the lock that keeps a second broker out.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    process, thread,
+    time::Duration,
 };
 
 use thiserror::Error;
@@ -13,6 +16,10 @@ use uuid::Uuid;
 const LAYOUT: i64 = 1;
 /// Name of the file.
 pub const FILE: &str = "millrace.identity";
+/// Name of the file whose lock says that a broker uses the folder.
+const LOCK: &str = "LOCK";
+/// Pause between two looks at whether the folder is still at its path.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a folder cannot be used; the text says what to do.
 #[derive(Debug, Error)]
@@ -93,7 +100,7 @@ pub struct Identity {
     pub node_id: i32,
     /// The folder's own id.
     pub directory_id: Uuid,
-    _lock: File,
+    lock: File,
 }
 
 /// 22 characters, as Kafka writes ids: url-safe base64 without padding.
@@ -136,7 +143,7 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
         && fs::read_dir(dir)
             .map_err(io_error(dir))?
             .filter_map(Result::ok)
-            .any(|e| !matches!(e.file_name().to_str(), Some("LOCK" | "lost+found")));
+            .any(|e| !matches!(e.file_name().to_str(), Some(LOCK | "lost+found")));
     if foreign {
         return Err(IdentityError::Foreign { path: dir.to_owned() });
     }
@@ -189,7 +196,7 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
         directory_id: string("directory_id")?
             .parse()
             .map_err(|_| damaged("directory_id is no UUID"))?,
-        _lock: lock,
+        lock,
     })
 }
 
@@ -217,6 +224,30 @@ impl Identity {
         Ok(())
     }
 
+    /// Watches, in a thread of its own, whether the folder is still at its path, and ends the process if it is not: writes and
+    /// flushes of files that were removed succeed, but the next start would find nothing of what they acknowledged.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn watch(&self) -> io::Result<()> {
+        let (dir, path) = (self.dir.clone(), self.dir.join(LOCK));
+        let own = file_id(&self.lock.metadata()?);
+        thread::Builder::new().name("folder-watch".into()).spawn(move || {
+            while is_at(&path, own) {
+                thread::sleep(WATCH_PAUSE);
+            }
+            // Not by the log, which other threads write: nothing more may be acknowledged.
+            _ = writeln!(
+                io::stderr(),
+                "millrace: the data folder {} was removed or replaced under the running broker, which ends now; put the folder back, or \
+                 start with an empty one",
+                dir.display()
+            );
+            process::exit(1);
+        })?;
+        Ok(())
+    }
+
     /// Fails unless the folder belongs to this cluster.
     ///
     /// # Errors
@@ -229,6 +260,19 @@ impl Identity {
             stored: self.cluster_id.clone(),
             found: cluster_id.to_owned(),
         })
+    }
+}
+
+/// Device and inode.
+fn file_id(of: &Metadata) -> (u64, u64) {
+    (of.dev(), of.ino())
+}
+
+/// Whether the path still leads to the file. What keeps the system from saying so is no proof that it does not.
+fn is_at(path: &Path, id: (u64, u64)) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(found) => file_id(&found) == id,
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
 
@@ -245,7 +289,7 @@ pub fn lock(dir: &Path) -> Result<File, IdentityError> {
 }
 
 fn take_lock(dir: &Path) -> Result<File, IdentityError> {
-    let path = dir.join("LOCK");
+    let path = dir.join(LOCK);
     let lock = OpenOptions::new()
         .create(true)
         .truncate(false)

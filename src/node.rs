@@ -122,6 +122,8 @@ pub struct Node {
     pub connections: Connections,
     /// Connections that were not taken.
     pub refusals: Seldom,
+    /// Connections that were closed for what came over them.
+    pub bad_connections: Seldom,
     /// Roles of this shard's partitions.
     pub replication: Replication,
     /// This shard's port for other nodes, in a cluster.
@@ -204,6 +206,7 @@ impl Node {
             answers: Budget::new(buffers.answers),
             connections: Connections::default(),
             refusals: Seldom::default(),
+            bad_connections: Seldom::default(),
             replication: Replication::default(),
             peer_endpoint: RefCell::default(),
             contacts: RefCell::new(contacts),

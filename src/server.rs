@@ -28,6 +28,7 @@ use millrace_engine::{
     shard::{Shard, ShardConfig},
 };
 use millrace_net::quic::Credentials;
+use rustix::fs::Mode;
 use thiserror::Error;
 
 use crate::{
@@ -204,6 +205,9 @@ struct Init {
 pub fn serve(settings: Settings) -> Result<(), ServeError> {
     let started = Instant::now();
     let dir = PathBuf::from(settings.get("data.dir"));
+    // Users outside the broker's group have no access to the files of records, whatever the umask of the shell that starts it.
+    let umask = rustix::process::umask(Mode::RWXO);
+    rustix::process::umask(umask | Mode::RWXO);
     // The first touch of a huge page clears 2 MiB at once: milliseconds in which the shard does nothing else
     // (kernel-notes.md). An old kernel that cannot switch them off only loses that.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
@@ -215,6 +219,9 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     }
     let node_id = (settings.source("node.id") == Source::Static).then(|| settings.number("node.id") as i32);
     let identity = identity::open(&dir, node_id)?;
+    identity
+        .watch()
+        .map_err(|e| ServeError::Host(format!("no thread to watch the data folder: {e}")))?;
     let listen = listen::resolve(&settings)?;
     let allowed = cpus::allowed();
     let cpus = cpus::of_shards(&allowed, settings.number("cores") as usize, identity.node_id);

@@ -159,7 +159,7 @@ pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
                 has_only_come: true,
             };
             if let Err(error) = run(&node, stream, &mut peer).await {
-                log_end(&peer, &error);
+                log_end(&node, &peer, &error);
             }
         }
     } else if let Some(before) = node.refusals.say() {
@@ -172,12 +172,16 @@ pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
     node.shared.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
-fn log_end(peer: &Peer, error: &io::Error) {
+fn log_end(node: &Node, peer: &Peer, error: &io::Error) {
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             tracing::debug!(peer = %peer.address, %error, "connection ended");
         }
-        _ => tracing::warn!(peer = %peer.address, %error, "connection closed"),
+        _ => {
+            if let Some(before) = node.bad_connections.say() {
+                tracing::warn!(peer = %peer.address, %error, before, "a client's connection was closed");
+            }
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Certificates: the cluster's CA and this node's, from files, or for development on one machine a CA of the user's own.
 
 use std::{
+    ffi::OsString,
     fs,
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -41,6 +42,26 @@ pub enum CredentialsError {
          `millrace cluster issue`, and name them with cluster.tls.ca, cluster.tls.cert and cluster.tls.key"
     )]
     Missing,
+    /// There is no folder of the user's own for a development CA.
+    #[error(
+        "no certificates were given, and there is no place for a development CA of this user's: set HOME or XDG_STATE_HOME, or name \
+         certificates with cluster.tls.ca, cluster.tls.cert and cluster.tls.key"
+    )]
+    NoStateFolder,
+    /// Others could have written, or can read, the development CA.
+    #[error(
+        "{path}: owned by user {owner}, mode {mode:o}: a CA that others can read or replace proves nothing; remove it, and the next \
+         node to start makes a new one",
+        path = path.display()
+    )]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// User id of its owner.
+        owner: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// Making one failed.
     #[error("a certificate cannot be made: {0}")]
     Make(String),
@@ -173,7 +194,7 @@ pub fn load(settings: &Settings, members: &Members, node: i32) -> Result<Credent
         if !members.all_loopback() {
             return Err(CredentialsError::Missing);
         }
-        let path = development_ca_path();
+        let path = development_ca_path(|name| std::env::var_os(name)).ok_or(CredentialsError::NoStateFolder)?;
         tracing::warn!(
             ca = %path.display(),
             "no certificates were given; all nodes are on this machine, so a development CA of this user's is used"
@@ -199,13 +220,26 @@ pub fn load(settings: &Settings, members: &Members, node: i32) -> Result<Credent
     )?)
 }
 
-/// In the user's state folder (XDG base directories).
-fn development_ca_path() -> PathBuf {
-    let home = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let state = home("XDG_STATE_HOME").or_else(|| home("HOME").map(|h| h.join(".local/state")));
-    state
-        .unwrap_or_else(std::env::temp_dir)
-        .join("millrace/development-ca.pem")
+/// In the user's state folder (XDG base directories); `None` without one: folders that all users share are no place for a key.
+fn development_ca_path(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let folder = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let state = folder("XDG_STATE_HOME").or_else(|| folder("HOME").map(|h| h.join(".local/state")));
+    state.map(|state| state.join("millrace/development-ca.pem"))
+}
+
+/// Fails unless the file is this user's, and nobody else may read or write it.
+fn check_ours(path: &Path) -> Result<(), CredentialsError> {
+    let (of, mode) = fs::symlink_metadata(path)
+        .map(|m| (m.uid(), m.mode() & 0o7777))
+        .map_err(io(path))?;
+    if of != rustix::process::geteuid().as_raw() || mode & 0o077 != 0 {
+        return Err(CredentialsError::NotOurs {
+            path: path.to_owned(),
+            owner: of,
+            mode,
+        });
+    }
+    Ok(())
 }
 
 /// The development CA; the first node to come makes it, however many start at once.
@@ -227,11 +261,14 @@ fn development_ca(path: &Path) -> Result<Ca, CredentialsError> {
             _ => {}
         }
     }
+    check_ours(path)?;
     Ca::from_text(&fs::read_to_string(path).map_err(io(path))?, path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -245,6 +282,24 @@ mod tests {
             all.into_iter().map(|t| t.join().expect("no panic")).collect()
         });
         assert!(found.iter().all(|key| *key == found[0]));
+    }
+
+    #[test]
+    fn a_development_ca_lies_where_only_its_user_can_put_it() {
+        let none = |_: &str| None;
+        assert_eq!(development_ca_path(none), None);
+        let empty_state = |name: &str| Some(OsString::from(if name == "HOME" { "/home/a" } else { "" }));
+        let path = development_ca_path(empty_state).expect("a home");
+        assert_eq!(path, Path::new("/home/a/.local/state/millrace/development-ca.pem"));
+
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("ca.pem");
+        development_ca(&path).expect("made");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("set");
+        assert!(matches!(
+            development_ca(&path),
+            Err(CredentialsError::NotOurs { mode: 0o644, .. })
+        ));
     }
 
     #[test]

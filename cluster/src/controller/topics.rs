@@ -35,7 +35,10 @@ pub struct Defaults {
     pub replication_factor: i16,
 }
 
-/// Kafka's rules for names: 1 to 249 of `[a-zA-Z0-9._-]`, and not `.` or `..`.
+/// The metadata log's name in Kafka: clients would take a topic of that name for it.
+const METADATA_TOPIC: &str = "__cluster_metadata";
+
+/// Kafka's rules for names: 1 to 249 of `[a-zA-Z0-9._-]`, not `.` or `..`, and not the metadata log's.
 ///
 /// # Errors
 /// [`ControllerError::InvalidTopic`] with the rule.
@@ -44,6 +47,8 @@ pub fn check_name(name: &str) -> Result<(), ControllerError> {
         "the empty string is not allowed"
     } else if name == "." || name == ".." {
         "'.' and '..' are not allowed"
+    } else if name == METADATA_TOPIC {
+        "the name is reserved for the cluster's metadata log"
     } else if name.len() > 249 {
         "it is longer than 249 characters"
     } else if !name
@@ -312,6 +317,7 @@ mod tests {
             ("a b", false),
             ("ä", false),
             ("a/b", false),
+            ("__cluster_metadata", false),
         ] {
             assert_eq!(check_name(name).is_ok(), ok, "{name:?}");
         }

@@ -1,0 +1,60 @@
+"""What others on the network or on the machine can do to a broker."""
+
+import os
+import pathlib
+import socket
+import subprocess
+
+import pytest
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from conftest import BINARY, clean_environment
+
+
+def test_the_name_of_the_metadata_log_is_reserved(broker):
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    created = admin.create_topics([NewTopic("__cluster_metadata", 1)])
+    with pytest.raises(KafkaException) as refused:
+        created["__cluster_metadata"].result(10)
+    assert refused.value.args[0].name() == "TOPIC_EXCEPTION"
+
+
+def test_connections_that_speak_no_kafka_do_not_fill_the_log(broker):
+    before = len(broker.log_text().splitlines())
+    for _ in range(300):
+        with socket.create_connection(("127.0.0.1", broker.port)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert connection.recv(1) == b"", "it is closed"
+    lines = broker.log_text().splitlines()[before:]
+    # One line in 5 s for each of the two shards.
+    assert 1 <= len(lines) <= 6, lines
+
+
+def test_other_users_cannot_read_what_is_stored(make_broker):
+    broker = make_broker(preexec_fn=lambda: os.umask(0))
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    producer.produce("t", b"private")
+    assert producer.flush(20) == 0
+    stored = list(pathlib.Path(broker.data_dir).rglob("*"))
+    assert stored
+    assert not [p for p in stored if p.stat().st_mode & 0o007]
+
+
+def test_a_broker_whose_folder_was_removed_acknowledges_nothing_more(make_broker):
+    broker = make_broker()
+    aside = broker.data_dir + "-aside"
+    try:
+        os.rename(broker.data_dir, aside)
+        assert broker.process.wait(10) == 1
+        assert f"the data folder {broker.data_dir} was removed or replaced" in broker.log_text()
+    finally:
+        os.rename(aside, broker.data_dir)
+    broker.start()
+
+
+def test_a_development_ca_is_not_taken_from_a_folder_that_all_share(tmp_path):
+    environment = {k: v for k, v in clean_environment().items() if k not in ("HOME", "XDG_STATE_HOME")}
+    command = [BINARY, "serve", "--data-dir", tmp_path / "data", "--kafka-listen", "127.0.0.1:0"]
+    command += ["--cluster-listen", "127.0.0.1:0", "--node-id", "1", "--peers", "1@127.0.0.1:1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "set HOME or XDG_STATE_HOME" in done.stderr
