@@ -2,7 +2,12 @@
 //! long before silence does. It is a hint only: who is heard of all the same is alive, and where no such connection comes
 //! about, silence must do.
 
-use std::{io::ErrorKind, net::TcpListener, rc::Rc, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, TcpListener},
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use futures_lite::AsyncReadExt;
 use glommio::net::TcpStream;
@@ -15,6 +20,10 @@ use crate::node::Node;
 const RETRY: Duration = Duration::from_millis(500);
 /// Connections held at once; further ones are closed.
 const HELD_MAX: usize = 1_024;
+/// The same for one address, so that a single host cannot take the places of all members.
+const HELD_MAX_PER_ADDRESS: usize = 64;
+/// A connection that ends sooner was not held: its end says nothing about the process at the other side.
+const HELD_FOR_MIN: Duration = Duration::from_secs(1);
 
 /// Holds the connections of others until they close them, in a thread of its own.
 ///
@@ -26,16 +35,18 @@ const HELD_MAX: usize = 1_024;
 pub fn hold(socket: TcpListener) -> std::io::Result<()> {
     socket.set_nonblocking(false)?;
     std::thread::Builder::new().name("pulse".into()).spawn(move || {
-        let mut held: Vec<std::net::TcpStream> = Vec::new();
+        let mut held: Vec<(IpAddr, std::net::TcpStream)> = Vec::new();
         loop {
-            let Ok((stream, _)) = socket.accept() else {
+            let Ok((stream, from)) = socket.accept() else {
                 std::thread::sleep(RETRY);
                 continue;
             };
             // Nothing is due; whoever sends something is no node.
-            held.retain(|s| s.peek(&mut [0; 1]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock));
-            if held.len() < HELD_MAX && stream.set_nonblocking(true).is_ok() {
-                held.push(stream);
+            held.retain(|(_, s)| s.peek(&mut [0; 1]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock));
+            let of_address = held.iter().filter(|(address, _)| *address == from.ip()).count();
+            let has_place = held.len() < HELD_MAX && of_address < HELD_MAX_PER_ADDRESS;
+            if has_place && stream.set_nonblocking(true).is_ok() {
+                held.push((from.ip(), stream));
             }
         }
     })?;
@@ -49,8 +60,9 @@ pub async fn watch(node: Rc<Node>, peer: i32) {
             && let Ok(mut stream) = TcpStream::connect(address).await
         {
             mark(&node, peer, false).await;
+            let began = Instant::now();
             let _ = stream.read(&mut [0; 1]).await;
-            if !node.is_stopping() {
+            if began.elapsed() >= HELD_FOR_MIN && !node.is_stopping() {
                 tracing::debug!(peer, "a member's process has closed what only its death closes");
                 mark(&node, peer, true).await;
                 let quorum = Rc::clone(&node.coordinator().controller.quorum);

@@ -14,6 +14,8 @@ use millrace_net::quic::{Connection, Endpoint, FrameReceiver, FrameSender, LinkE
 use super::{FRAME_MAX, introduce};
 use crate::{node::Node, replication::following};
 
+/// Bytes of a stream's first frame at most, before it is known who sends it.
+const FIRST_FRAME_MAX: usize = 64 << 10;
 /// How long a stream of the quorum waits for this node to become a member.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -37,7 +39,7 @@ pub async fn run(node: Rc<Node>, endpoint: Rc<Endpoint>) {
 }
 
 async fn streams(node: &Rc<Node>, connection: Connection) {
-    while let Ok((tx, rx)) = connection.accept(FRAME_MAX).await {
+    while let Ok((tx, rx)) = connection.accept(FIRST_FRAME_MAX).await {
         let (node, connection) = (Rc::clone(node), connection.clone());
         glommio::spawn_local(async move {
             if let Err(error) = stream(&node, &connection, tx, rx).await {
@@ -76,6 +78,7 @@ async fn stream(
         tx.finish();
         return Ok(());
     }
+    rx.set_frame_max(FRAME_MAX);
     match hello.kind {
         StreamKind::Quorum => {
             while let Some(frame) = rx.next().await? {

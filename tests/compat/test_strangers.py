@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import resource
 import socket
 import subprocess
+import time
 
 import pytest
 from confluent_kafka import KafkaException, Producer
@@ -58,3 +60,23 @@ def test_a_development_ca_is_not_taken_from_a_folder_that_all_share(tmp_path):
     command += ["--cluster-listen", "127.0.0.1:0", "--node-id", "1", "--peers", "1@127.0.0.1:1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "set HOME or XDG_STATE_HOME" in done.stderr
+
+
+def test_whoever_takes_all_liveness_connections_breaks_no_link_between_nodes(make_cluster):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    cluster = make_cluster()
+    first, second = cluster.nodes[0], cluster.nodes[1]
+    second.kill()
+    taken = []
+    try:
+        for _ in range(1_100):
+            taken.append(socket.create_connection(("127.0.0.1", first.cluster_port)))
+        second.launch().wait_ready()
+        before = second.log_text().count("connected to a member of the metadata quorum")
+        time.sleep(3)
+        again = second.log_text().count("connected to a member of the metadata quorum") - before
+        assert again <= 1, second.log_text()
+    finally:
+        for connection in taken:
+            connection.close()

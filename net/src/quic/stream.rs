@@ -7,6 +7,9 @@ use super::endpoint::LinkError;
 /// Bytes asked of a stream at once.
 const READ_BYTES: usize = 256 << 10;
 
+/// Memory taken for the stated length of a frame before any of its bytes have come; then as much again as has come.
+const TRUSTED: usize = 1 << 20;
+
 /// Bytes that a frame lacks from which on it is worth to look at its length first.
 const LARGE: usize = 16 << 10;
 
@@ -75,6 +78,11 @@ impl FrameReceiver {
         }
     }
 
+    /// Frames may have so many bytes from now on, for example once it is known who sends them.
+    pub fn set_frame_max(&mut self, frame_max: usize) {
+        self.frame_max = frame_max;
+    }
+
     /// The next frame; `None` at the stream's end.
     ///
     /// # Errors
@@ -93,8 +101,8 @@ impl FrameReceiver {
         }
     }
 
-    /// Takes memory for a large frame once, instead of again and again as its parts come. How many bytes to ask for: all that is there,
-    /// or what such a frame lacks, so that the next one's begin does not make it grow after all.
+    /// Takes memory for a large frame once, or, if it is larger than [`TRUSTED`], as its parts come. How many bytes to ask for: all
+    /// that is there, or what such a frame lacks, so that the next one's begin does not make the buffer grow after all.
     fn make_room(&mut self) -> usize {
         let Some(length) = self.buffer.first_chunk::<4>() else {
             return READ_BYTES;
@@ -103,8 +111,9 @@ impl FrameReceiver {
         if lacks < LARGE {
             return READ_BYTES;
         }
-        self.buffer.reserve(lacks);
-        lacks
+        let wanted = lacks.min(TRUSTED.max(self.buffer.len()));
+        self.buffer.reserve(wanted);
+        wanted
     }
 
     /// A further frame that has come already.
