@@ -51,14 +51,33 @@ pub fn resolve(settings: &Settings) -> Result<SocketAddr, ListenError> {
         ));
     }
     if !advertise.is_empty() && split_host(advertise).is_none() {
-        return Err(ListenError::new(advertise, "--advertise takes HOST:PORT"));
+        return Err(ListenError::new(
+            advertise,
+            "--advertise takes HOST:PORT, both as clients are to use them, for example broker-1.example.org:9092 or \
+             [2001:db8::1]:9092",
+        ));
     }
     Ok(listen)
 }
 
 fn split_host(address: &str) -> Option<(String, u16)> {
     let (host, port) = address.rsplit_once(':')?;
-    Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?,
+        None if host.contains(':') => return None,
+        None => host,
+    };
+    let port = port.parse().ok().filter(|p| *p != 0)?;
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
+
+/// An address as clients take it: IPv6 in brackets.
+fn join_host(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 /// Binds `count` sockets to an address of which this broker shall be the only user.
@@ -131,7 +150,7 @@ pub fn bind_all(node: &Rc<Node>, address: SocketAddr) -> Result<Bound, ListenErr
     Ok(Bound {
         sockets,
         endpoints: Arc::new(endpoints),
-        address: format!("{host}:{port}"),
+        address: join_host(&host, port),
     })
 }
 
@@ -179,4 +198,34 @@ fn spawn_accept(node: &Rc<Node>, listener: Listener, to_core: bool) {
         }
     })
     .detach();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{join_host, split_host};
+
+    #[test]
+    fn an_address_for_clients_has_a_host_and_a_port() {
+        for (text, host, port) in [
+            ("127.0.0.1:9092", "127.0.0.1", 9092),
+            ("broker-1:1", "broker-1", 1),
+            ("[::1]:9092", "::1", 9092),
+        ] {
+            assert_eq!(split_host(text), Some((host.to_owned(), port)), "{text}");
+            assert_eq!(join_host(host, port), text);
+        }
+        for text in [
+            ":9092",
+            "[]:9092",
+            "broker",
+            "broker:",
+            "broker:0",
+            "broker:65536",
+            "::1:9092",
+            "[::1:9092",
+            "[::1]",
+        ] {
+            assert_eq!(split_host(text), None, "{text}");
+        }
+    }
 }

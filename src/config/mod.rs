@@ -94,7 +94,8 @@ impl Settings {
         Ok(())
     }
 
-    /// Takes in `MILLRACE_…` variables. Ones that name no setting are refused, like any other misspelling.
+    /// Takes in `MILLRACE_…` variables. Ones that name no setting are refused, like any other misspelling; those that Kubernetes
+    /// gives every pod beside a Service named `millrace` are passed over.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -104,7 +105,7 @@ impl Settings {
                 continue;
             };
             // Of the command itself.
-            if rest == "LOG" || rest == "CONFIG" || rest.starts_with("TEST_") {
+            if rest == "LOG" || rest == "CONFIG" || rest.starts_with("TEST_") || is_of_a_service(rest) {
                 continue;
             }
             self.set(&rest.to_ascii_lowercase().replace('_', "."), &value)?;
@@ -159,6 +160,21 @@ impl Settings {
             _ => (find_topic(entry.name).map_or("", |e| e.default), Source::Default),
         }
     }
+}
+
+/// Whether Kubernetes makes a variable of this name, behind the prefix, for a Service named like this program: `SERVICE_HOST`,
+/// `SERVICE_PORT`, `SERVICE_PORT_NAME`, `PORT`, `PORT_9092_TCP`, `PORT_9092_TCP_ADDR` (kubernetes.io, "Environment variables" of
+/// Services).
+fn is_of_a_service(rest: &str) -> bool {
+    if matches!(rest, "SERVICE_HOST" | "SERVICE_PORT" | "PORT") || rest.starts_with("SERVICE_PORT_") {
+        return true;
+    }
+    let mut parts = rest.split('_');
+    parts.next() == Some("PORT")
+        && parts.next().is_some_and(|p| p.parse::<u16>().is_ok())
+        && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+        && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR"))
+        && parts.next().is_none()
 }
 
 fn flatten(prefix: &str, table: &toml::Table, out: &mut Vec<(String, String)>) {
@@ -245,6 +261,34 @@ mod tests {
             settings.set("num.partitions", "0"),
             Err(ConfigError::Invalid { .. })
         ));
+    }
+
+    #[test]
+    fn variables_of_a_kubernetes_service_are_no_settings() {
+        let load = |name: &str| {
+            let variable = (name.to_owned(), "tcp://10.0.0.1:9092".to_owned());
+            Settings::default().load_environment([variable].into_iter())
+        };
+        for name in [
+            "MILLRACE_SERVICE_HOST",
+            "MILLRACE_SERVICE_PORT",
+            "MILLRACE_SERVICE_PORT_KAFKA",
+            "MILLRACE_PORT",
+            "MILLRACE_PORT_9092_TCP",
+            "MILLRACE_PORT_9192_UDP_PROTO",
+            "MILLRACE_PORT_9092_TCP_PORT",
+            "MILLRACE_PORT_9092_TCP_ADDR",
+        ] {
+            load(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        for name in [
+            "MILLRACE_PORTS",
+            "MILLRACE_PORT_X_TCP",
+            "MILLRACE_PORT_9092_TCP_ADR",
+            "MILLRACE_SERVICE",
+        ] {
+            assert!(matches!(load(name), Err(ConfigError::Unknown { .. })), "{name}");
+        }
     }
 
     #[test]
