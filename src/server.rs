@@ -524,7 +524,10 @@ async fn wait_and_stop(node: &Rc<Node>) -> Result<(), ServeError> {
     if node.shard == 0 {
         node.stop.wait(|| node.is_stop_wanted().then_some(())).await;
         if !node.is_stopping() {
-            brokers::resign(node).await;
+            // Without a coordinator it is in no quorum yet, and leads nothing.
+            if node.coordinator.borrow().is_some() {
+                brokers::resign(node).await;
+            }
             node.shared.stopping.store(true, Ordering::Release);
             node.router.wake_all();
         }
