@@ -206,7 +206,7 @@ impl<H: Host> FileCache<H> {
     /// The file of a segment, opened if it is not.
     ///
     /// # Errors
-    /// Any failure of the disk.
+    /// Any failure of the disk; [`StorageError::Left`] if the segment was [forgotten](Self::forget) before its file was made.
     pub async fn get(
         &self,
         key: PartitionKey,
@@ -256,17 +256,30 @@ impl<H: Host> FileCache<H> {
         self.synced_dirs.borrow().contains(&key) && !self.unsynced.borrow().contains(&(key, base))
     }
 
+    /// Makes the file of a segment that is being opened, with its folders. Fails with [`StorageError::Left`] if it was to be forgotten
+    /// before: its folder may be gone, and nobody would remove a new one.
     async fn create(&self, key: PartitionKey, base: Offset, path: &Path) -> Result<H::File, StorageError> {
         let dir = partition_dir(&self.logs, &key);
-        self.host
-            .create_dir(&dir)
-            .await
-            .map_err(StorageError::io("create", &dir))?;
-        self.unsynced.borrow_mut().insert((key, base));
-        self.host
-            .open(path, OpenMode::Create)
-            .await
-            .map_err(StorageError::io("create", path))
+        let mut again = true;
+        loop {
+            if !self.is_forgotten(key, base) {
+                let made = self.host.create_dir(&dir).await;
+                made.map_err(StorageError::io("create", &dir))?;
+            }
+            if self.is_forgotten(key, base) {
+                // They go only if nothing is in them.
+                for dir in [&dir, &topic_dir(&self.logs, &key)] {
+                    let _ = self.host.remove_dir(dir).await;
+                }
+                return Err(StorageError::Left);
+            }
+            self.unsynced.borrow_mut().insert((key, base));
+            match self.host.open(path, OpenMode::Create).await {
+                // Whoever was late for an earlier copy has removed the folder, as empty.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && again => again = false,
+                made => return made.map_err(StorageError::io("create", path)),
+            }
+        }
     }
 
     /// Makes the names in the folder of a partition durable, a segment of which is being opened, and that of the folder.

@@ -8,8 +8,8 @@ use std::{
     future::Future,
     io,
     ops::{Deref, DerefMut},
-    os::fd::AsRawFd,
-    path::Path,
+    os::fd::{AsRawFd, BorrowedFd},
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,6 +26,9 @@ use crate::host::{Host, HostFile, OpenMode};
 
 /// Linux's flag on all architectures that glommio runs on. rustix's `OFlags::DSYNC` is O_SYNC, which writes the inode's times, too.
 const O_DSYNC: i32 = 0o1_0000;
+
+/// Permissions of a file that is made, less the umask.
+const CREATED_MODE: u32 = 0o666;
 
 /// A DMA buffer; not cleared when it is handed out.
 pub struct DmaBuf(DmaBuffer);
@@ -97,7 +100,10 @@ impl HostFile for GlommioFile {
     }
 
     async fn size(&self) -> io::Result<u64> {
-        self.file.file_size().await.map_err(flat)
+        // Not glommio's, which looks up the path that it was opened by. The system knows it without a look at the disk.
+        // SAFETY: the file is open for as long as it is borrowed.
+        let file = unsafe { BorrowedFd::borrow_raw(self.file.as_raw_fd()) };
+        Ok(rustix::fs::fstat(file)?.st_size.max(0) as u64)
     }
 }
 
@@ -209,11 +215,13 @@ impl Host for GlommioHost {
     }
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<GlommioFile> {
+        let create = if mode == OpenMode::Existing { 0 } else { libc::O_CREAT };
+        let opened = self.uring.open(path, libc::O_RDWR | create, CREATED_MODE).await?;
+        // glommio opens a path, looks it up again for what it wants to know of the file, and panics if it is gone by then. This
+        // one leads to the file, whatever becomes of its name, for as long as `opened` lives.
+        let path = &PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        if mode != OpenMode::Existing {
-            options.create(true);
-        }
         let file = options.dma_open(path).await.map_err(flat)?;
         let durable = match mode {
             OpenMode::Existing | OpenMode::Create => None,
@@ -222,6 +230,7 @@ impl Host for GlommioHost {
                 Some(options.dma_open(path).await.map_err(flat)?)
             }
         };
+        drop(opened);
         Ok(GlommioFile {
             file,
             durable,

@@ -1,13 +1,18 @@
-//! Reads into memory that is kept, through a small io_uring of our own on the shard's thread.
+//! Reads into memory that is kept, and files opened by their names once, through a small io_uring of our own on the shard's thread.
 //!
-//! What glommio reads stands in memory that it wants back, from where it had to be copied (kernel-notes.md). The ring's completions
-//! signal an eventfd, which glommio reads like any file, so that the executor sleeps and wakes as usual.
+//! What glommio reads stands in memory that it wants back, from where it had to be copied (kernel-notes.md), and what it opens it looks
+//! up by name several times. The ring's completions signal an eventfd, which glommio reads like any file, so that the executor sleeps
+//! and wakes as usual.
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
     rc::Rc,
 };
 
@@ -17,15 +22,30 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::sync::{Budget, Permit, WaitList};
 
-/// Reads in flight, and the ring's entries; more wait.
-const READS_MAX: u32 = 64;
+/// Operations in flight, and the ring's entries; more wait.
+const OPERATIONS_MAX: u32 = 64;
+
+/// What an operation does, as far as its end differs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    /// Its result is a descriptor.
+    Open,
+}
 
 struct InFlight {
-    /// Memory that the kernel uses.
+    kind: Kind,
+    /// Memory that the kernel uses: where it reads to, or the path that it opens.
     memory: BytesMut,
     /// Somebody waits for it.
     wanted: bool,
     _turn: Permit,
+}
+
+/// What an operation gives.
+enum Done {
+    Read(usize),
+    Opened(OwnedFd),
 }
 
 /// The ring of one shard.
@@ -34,8 +54,9 @@ pub struct Uring {
     signal: BufferedFile,
     next_id: Cell<u64>,
     in_flight: RefCell<HashMap<u64, InFlight>>,
-    finished: RefCell<HashMap<u64, (i32, BytesMut)>>,
-    reads: Rc<Budget>,
+    /// A descriptor that nobody takes any more is closed with its entry.
+    finished: RefCell<HashMap<u64, (io::Result<Done>, BytesMut)>>,
+    turns: Rc<Budget>,
     /// Somebody reads the signal, which wakes one.
     signal_is_read: Cell<bool>,
     reaped: WaitList,
@@ -51,7 +72,7 @@ impl Drop for Reader<'_> {
     }
 }
 
-/// A read that the kernel has. Its memory stays until the kernel is through with it, even if whoever waits gives up.
+/// An operation that the kernel has. Its memory stays until the kernel is through with it, even if whoever waits gives up.
 struct Operation<'a> {
     ring: &'a Uring,
     id: u64,
@@ -68,14 +89,13 @@ impl Drop for Operation<'_> {
 
 impl Operation<'_> {
     /// Waits for its end: what the kernel says, and the memory.
-    async fn end(self) -> io::Result<(usize, BytesMut)> {
+    async fn end(self) -> io::Result<(Done, BytesMut)> {
         let ring = self.ring;
         loop {
             ring.reap();
             let ended = ring.finished.borrow_mut().remove(&self.id);
-            if let Some((result, memory)) = ended {
-                let done = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))?;
-                return Ok((done, memory));
+            if let Some((done, memory)) = ended {
+                return Ok((done?, memory));
             }
             if ring.signal_is_read.replace(true) {
                 let mine = || ring.finished.borrow().contains_key(&self.id) || !ring.signal_is_read.get();
@@ -108,7 +128,7 @@ impl Uring {
     /// # Errors
     /// What the system says.
     pub fn new(workers: &[usize]) -> io::Result<Self> {
-        let ring = IoUring::new(READS_MAX)?;
+        let ring = IoUring::new(OPERATIONS_MAX)?;
         if let Err(error) = place_workers(&ring, workers) {
             tracing::debug!(%error, "the kernel's workers share the shards' cores");
         }
@@ -123,18 +143,19 @@ impl Uring {
             next_id: Cell::new(0),
             in_flight: RefCell::default(),
             finished: RefCell::default(),
-            reads: Budget::new(READS_MAX.into()),
+            turns: Budget::new(OPERATIONS_MAX.into()),
             signal_is_read: Cell::new(false),
             reaped: WaitList::default(),
         })
     }
 
-    /// Gives the kernel a read into this memory.
-    fn begin(&self, entry: &squeue::Entry, memory: BytesMut, turn: Permit) -> io::Result<Operation<'_>> {
+    /// Gives the kernel an operation on this memory.
+    fn begin(&self, kind: Kind, entry: &squeue::Entry, memory: BytesMut, turn: Permit) -> io::Result<Operation<'_>> {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let entry = entry.clone().user_data(id);
         let in_flight = InFlight {
+            kind,
             memory,
             wanted: true,
             _turn: turn,
@@ -146,6 +167,29 @@ impl Uring {
         unsafe { ring.submission().push(&entry) }.map_err(|e| io::Error::other(e.to_string()))?;
         ring.submit()?;
         Ok(operation)
+    }
+
+    /// Opens a file, with `O_CLOEXEC` beside these flags; one that is made has this mode, less the umask.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn open(&self, path: &Path, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+        let turn = self.turns.acquire(1).await;
+        let name = path.as_os_str().as_bytes();
+        if name.contains(&0) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut memory = BytesMut::with_capacity(name.len() + 1);
+        memory.extend_from_slice(name);
+        memory.extend_from_slice(&[0]);
+        let entry = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), memory.as_ptr().cast())
+            .flags(flags | libc::O_CLOEXEC)
+            .mode(mode)
+            .build();
+        match self.begin(Kind::Open, &entry, memory, turn)?.end().await? {
+            (Done::Opened(file), _) => Ok(file),
+            (Done::Read(_), _) => unreachable!("its kind says what it gives"),
+        }
     }
 
     /// Reads up to `len` bytes at `position` of an open file behind what `memory` holds; fewer only at the file's end.
@@ -160,15 +204,18 @@ impl Uring {
         mut len: usize,
     ) -> io::Result<BytesMut> {
         while len > 0 {
-            let turn = self.reads.acquire(1).await;
+            let turn = self.turns.acquire(1).await;
             let room = memory.spare_capacity_mut();
             assert!(room.len() >= len, "the caller made room for what it reads");
             let asked = u32::try_from(len).unwrap_or(1 << 30);
             let entry = opcode::Read::new(types::Fd(file), room.as_mut_ptr().cast(), asked)
                 .offset(position)
                 .build();
-            let read;
-            (read, memory) = self.begin(&entry, memory, turn)?.end().await?;
+            let done;
+            (done, memory) = self.begin(Kind::Read, &entry, memory, turn)?.end().await?;
+            let Done::Read(read) = done else {
+                unreachable!("its kind says what it gives");
+            };
             // SAFETY: the kernel has written so many bytes behind the first `len()`, where the caller made room.
             unsafe { memory.set_len(memory.len() + read.min(len)) };
             position += read as u64;
@@ -184,9 +231,17 @@ impl Uring {
     fn reap(&self) {
         let mut ring = self.ring.borrow_mut();
         for done in ring.completion() {
-            let ended = self.in_flight.borrow_mut().remove(&done.user_data());
-            if let Some(ended) = ended.filter(|e| e.wanted) {
-                (self.finished.borrow_mut()).insert(done.user_data(), (done.result(), ended.memory));
+            let Some(ended) = self.in_flight.borrow_mut().remove(&done.user_data()) else {
+                continue;
+            };
+            let result = match (usize::try_from(done.result()), ended.kind) {
+                (Err(_), _) => Err(io::Error::from_raw_os_error(-done.result())),
+                (Ok(read), Kind::Read) => Ok(Done::Read(read)),
+                // SAFETY: the kernel has just made this descriptor, for nobody but us.
+                (Ok(_), Kind::Open) => Ok(Done::Opened(unsafe { OwnedFd::from_raw_fd(done.result()) })),
+            };
+            if ended.wanted {
+                (self.finished.borrow_mut()).insert(done.user_data(), (result, ended.memory));
             }
         }
     }

@@ -18,6 +18,7 @@ use crate::{
         Shard,
         commit::Completion,
         partition::{Gated, Partition, TAIL_OVERHEAD, TailEntry},
+        read::segment_at,
     },
     sync::Permit,
     types::{LeaderEpoch, Offset, PartitionKey, align_up},
@@ -399,10 +400,22 @@ impl<H: Host> Shard<H> {
         let mut flush_last = None;
         for run in segment::runs(batches) {
             let base = run[0].header.segment_base;
-            let file = inner.files.get(partition.key, base, missing).await?;
-            // It may be the file of the next copy.
+            // The file, if there is one, may be that of the next copy.
+            partition.check_here()?;
+            // What the log has given up need not be written any more.
+            if segment_at(partition, base).is_none() {
+                continue;
+            }
+            let file = inner.files.get(partition.key, base, missing).await;
             partition.check_here()?;
             let path = segment_path(inner.files.logs(), &partition.key, base);
+            if segment_at(partition, base).is_none() {
+                // Given up meanwhile: a file that was made after the removal has looked for it would stay.
+                inner.files.forget(partition.key, Some(base));
+                inner.removal.remove_file(&path);
+                continue;
+            }
+            let file = file?;
             let end = run[run.len() - 1].header.segment_end();
             let sealed = partition.sealed_end(base);
             if sealed.is_none() && end >= inner.config.room_ahead_min {

@@ -24,6 +24,9 @@ const STEP: u64 = 4 << 20;
 /// The disk is others' for so long after a step.
 const PAUSE: Duration = Duration::from_millis(4);
 
+/// How often a folder is emptied before it is left to the next start.
+const EMPTYINGS_MAX: usize = 5;
+
 /// A file, or the folder of a partition.
 struct Removed {
     /// Where it is now.
@@ -127,13 +130,23 @@ impl<H: Host> Removal<H> {
             Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
             other => return other,
         }
-        for name in self.host.list(path)? {
-            self.shrink(&path.join(name), closing).await?;
+        let mut attempts = EMPTYINGS_MAX;
+        loop {
+            for name in self.host.list(path)? {
+                self.shrink(&path.join(name), closing).await?;
+            }
+            if closing() {
+                return Ok(());
+            }
+            attempts -= 1;
+            match self.host.remove_dir(path).await {
+                // A file that was being made in it when it was renamed came after the look at it.
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && attempts > 0 => {
+                    self.host.sleep(PAUSE).await;
+                }
+                other => return other,
+            }
         }
-        if closing() {
-            return Ok(());
-        }
-        self.host.remove_dir(path).await
     }
 
     /// Removes a file, unless the shard closes meanwhile.
