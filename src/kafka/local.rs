@@ -199,10 +199,21 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
             diverging: None,
         });
     }
+    let leads = slot.check_leads(read.epoch).is_ok();
+    let not_yet = || {
+        Failure::new(
+            ResponseError::OffsetNotAvailable,
+            "this replica does not have that offset yet",
+        )
+    };
     if read.last_fetched_epoch >= 0 {
         let end = partition.with_state(|s| s.epochs.end_offset(read.last_fetched_epoch, s.log_end()));
         let status = partition.status();
         match end {
+            // Only the leader's log says what is no record: a follower may lack what it has not been sent yet.
+            Some((epoch, end)) if !leads && (epoch < read.last_fetched_epoch || end < read.offset) => {
+                return Err(not_yet());
+            }
             Some((epoch, end)) if epoch < read.last_fetched_epoch || end < read.offset => {
                 return Ok(Given {
                     bytes: Bytes::new(),
@@ -225,13 +236,8 @@ async fn read_one(node: &Rc<Node>, read: &Read, max_bytes: usize, at_least_one: 
     };
     let records = match node.engine.read(read.key, read.offset, most, at_least_one).await {
         // The leader has more; this copy will have it soon.
-        Err(ReadError::OffsetOutOfRange { offset, log_end, .. })
-            if offset > log_end && slot.check_leads(read.epoch).is_err() =>
-        {
-            return Err(Failure::new(
-                ResponseError::OffsetNotAvailable,
-                "this replica does not have that offset yet",
-            ));
+        Err(ReadError::OffsetOutOfRange { offset, log_end, .. }) if offset > log_end && !leads => {
+            return Err(not_yet());
         }
         other => other?,
     };
@@ -376,12 +382,14 @@ pub struct Looked {
     pub leader_epoch: i32,
 }
 
-/// Looks an offset up.
+/// Looks an offset up in the log of a partition that this broker leads under `epoch`.
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn lookup(node: &Rc<Node>, key: PartitionKey, lookup: Lookup) -> Result<Looked, Failure> {
-    let partition = node.engine.partition(&key).ok_or_else(Failure::not_leader)?;
+pub async fn lookup(node: &Rc<Node>, key: PartitionKey, epoch: i32, lookup: Lookup) -> Result<Looked, Failure> {
+    let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader)?;
+    slot.check_leads(epoch)?;
+    let partition = &slot.partition;
     let status = partition.status();
     let at = |offset: i64| Looked {
         offset,
@@ -398,27 +406,20 @@ pub async fn lookup(node: &Rc<Node>, key: PartitionKey, lookup: Lookup) -> Resul
         timestamp: -1,
         leader_epoch: -1,
     };
-    let time = match lookup {
-        Lookup::Earliest => return Ok(at(status.log_start)),
-        Lookup::Latest => {
-            let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader)?;
-            slot.check_end_known()?;
-            return Ok(at(status.high_watermark));
-        }
-        Lookup::Time(time) => time,
-        Lookup::MaxTimestamp => {
-            let max = partition.with_state(|s| s.segments().iter().map(|s| s.max_timestamp).max());
-            match max.filter(|m| *m >= 0 && status.high_watermark > status.log_start) {
-                Some(max) => max,
-                None => return Ok(none),
-            }
-        }
-    };
     let limit = node.shared.settings.number("decompress.max.bytes") as usize;
     let decompress = |codec: i16, packed: &[u8]| {
         compression::decompress(codec, packed, limit).map_err(|e| BatchError::Decompress { reason: e.to_string() })
     };
-    let found = match node.engine.find_time(key, time, &decompress).await {
+    let found = match lookup {
+        Lookup::Earliest => return Ok(at(status.log_start)),
+        Lookup::Latest => {
+            slot.check_end_known()?;
+            return Ok(at(status.high_watermark));
+        }
+        Lookup::Time(time) => node.engine.find_time(key, time, &decompress).await,
+        Lookup::MaxTimestamp => node.engine.find_newest(key, &decompress).await,
+    };
+    let found = match found {
         // Retention moved the log start meanwhile.
         Err(ReadError::OffsetOutOfRange { .. }) => None,
         other => other?,

@@ -127,7 +127,7 @@ impl Slot {
     }
 
     fn begins_to_lead(&self, now: i64) {
-        self.handover.set(Handover::at(now, handover::SPAN_MS));
+        self.handover.set(Handover::of_leadership(self.epoch.get(), now));
     }
 
     /// Fails if too few replicas are in sync for a batch that all of them are to have.

@@ -12,12 +12,14 @@ import tempfile
 import threading
 import time
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from conftest import BINARY, clean_environment
 from test_java_tools import TOOLS, run
 
 PARTITIONS = 6
+# What a consumer is told whose position is said to be no record's: its log was truncated, or does not reach that far.
+RESETS = (KafkaError._LOG_TRUNCATION, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 KEYS = 24
 
 
@@ -225,15 +227,24 @@ class Load:
                 "bootstrap.servers": self.cluster.bootstrap,
                 "group.id": "reader-" + self.topic,
                 "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
+                "auto.offset.reset": "error",
                 "reconnect.backoff.max.ms": 200,
+                # So that it soon hears of a new leader epoch, and asks where its own ended (KIP-320).
+                "topic.metadata.refresh.interval.ms": 1_000,
             }
         )
         consumer.assign([TopicPartition(self.topic, p, 0) for p in range(PARTITIONS)])
+        positions = collections.Counter()
         while not self.stop_event.is_set():
             for message in consumer.consume(500, 0.1):
+                partition = message.partition()
                 if not message.error():
                     self.note(message)
+                    if message.offset() != positions[partition]:
+                        self.errors.append(f"partition {partition}: {message.offset()} was read after {positions[partition] - 1}")
+                    positions[partition] = message.offset() + 1
+                elif message.error().code() in RESETS:
+                    self.errors.append(f"partition {partition} at {positions[partition]}: {message.error()}")
         consumer.close()
 
     def note(self, message):

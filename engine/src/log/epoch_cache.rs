@@ -34,6 +34,12 @@ impl EpochCache {
         self.entries.last().map(|e| e.epoch)
     }
 
+    /// The earliest epoch of which anything is left.
+    #[must_use]
+    pub fn first(&self) -> Option<EpochStart> {
+        self.entries.first().copied()
+    }
+
     /// The largest epoch not above `epoch` and the offset where it ended: what a consumer or follower that
     /// last saw `epoch` may trust up to. `None` if no such epoch is known.
     #[must_use]

@@ -16,6 +16,7 @@ mod indexes;
 mod leaving;
 mod maintain;
 mod moves;
+mod newest;
 mod partition;
 mod read;
 mod removal;

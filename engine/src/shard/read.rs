@@ -535,6 +535,18 @@ impl<H: Host> Shard<H> {
         timestamp: i64,
         decompress: Decompress<'_>,
     ) -> Result<Option<FoundTime>, ReadError> {
+        self.find_time_below(key, timestamp, LogState::high_watermark, decompress)
+            .await
+    }
+
+    /// As [`find_time`](Self::find_time), below what `limit` says of the log.
+    pub(super) async fn find_time_below(
+        &self,
+        key: PartitionKey,
+        timestamp: i64,
+        limit: impl FnOnce(&LogState) -> Offset,
+        decompress: Decompress<'_>,
+    ) -> Result<Option<FoundTime>, ReadError> {
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
         let (log_start, segments) = {
             let state = partition.state.borrow();
@@ -554,14 +566,14 @@ impl<H: Host> Shard<H> {
             from = from.max(begin.unwrap_or(segment.base));
         }
         let mut found = Ok(None);
-        self.visit(key, from, |batch| {
+        let mut look = |batch: &Batch| {
             // Of a batch that the log start cuts in two, the records that match may be gone.
             if batch.header.max_timestamp >= timestamp {
                 found = first_record_at(batch, timestamp, log_start, decompress);
             }
             matches!(found, Ok(None))
-        })
-        .await?;
+        };
+        self.visit_below(key, from, limit, &|_| true, &mut look).await?;
         found.map_err(ReadError::Batch)
     }
 }
@@ -593,14 +605,31 @@ fn first_record_at(
     log_start: Offset,
     decompress: Decompress<'_>,
 ) -> Result<Option<FoundTime>, BatchError> {
+    let mut found = None;
+    each_record(batch, log_start, decompress, |record| {
+        found = (record.timestamp >= timestamp).then_some(record);
+        found.is_none()
+    })?;
+    Ok(found)
+}
+
+/// Shows the records of a batch from `from` on, until `visit` says no. Of a batch in a format that is not opened here, one stands for
+/// all.
+pub(super) fn each_record(
+    batch: &Batch,
+    from: Offset,
+    decompress: Decompress<'_>,
+    mut visit: impl FnMut(FoundTime) -> bool,
+) -> Result<(), BatchError> {
     let header = &batch.header;
     let whole = FoundTime {
-        offset: header.base_offset.max(log_start),
+        offset: header.base_offset.max(from),
         timestamp: header.max_timestamp,
         leader_epoch: header.leader_epoch,
     };
     if header.format != PayloadFormat::KafkaV2 {
-        return Ok(Some(whole));
+        visit(whole);
+        return Ok(());
     }
     let (info, len) = kafka_batch::parse(&batch.payload)?;
     let packed = &batch.payload[BATCH_HEADER_LEN..len];
@@ -611,17 +640,13 @@ fn first_record_at(
         unpacked = decompress(info.compression(), packed)?;
         &unpacked
     };
-    let mut found = None;
     kafka_batch::for_each_record(records, &info, |record| {
         let offset = header.base_offset + i64::from(record.offset_delta);
-        if record.timestamp >= timestamp && offset >= log_start {
-            found = Some(FoundTime {
+        offset < from
+            || visit(FoundTime {
                 offset,
                 timestamp: record.timestamp,
                 ..whole
-            });
-        }
-        found.is_none()
-    })?;
-    Ok(found)
+            })
+    })
 }

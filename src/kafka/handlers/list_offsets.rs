@@ -55,7 +55,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) 
                     -6 if version >= 11 => return Ok(None),
                     _ => return Err(Failure::from(ResponseError::UnsupportedVersion)),
                 };
-                Ok(Some((resolved.shard, (resolved.key, lookup))))
+                Ok(Some((resolved.shard, (resolved.key, resolved.leader_epoch, lookup))))
             };
             if !seen.insert((topic.name.to_string(), asked.partition_index)) {
                 answer.error_code = ResponseError::InvalidRequest.code();
@@ -79,8 +79,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) 
     }
     let results = scatter(node, work, |n, list| async move {
         let mut out = Vec::with_capacity(list.len());
-        for (key, lookup) in list {
-            out.push(local::lookup(&n, key, lookup).await);
+        for (key, epoch, lookup) in list {
+            out.push(local::lookup(&n, key, epoch, lookup).await);
         }
         out
     })

@@ -6,6 +6,7 @@ use kafka_protocol::messages::{
     OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse,
     offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
 };
+use millrace_engine::log::EpochCache;
 use uuid::Uuid;
 
 use crate::{
@@ -16,6 +17,23 @@ use crate::{
     node::Node,
     router::scatter,
 };
+
+/// Where `epoch` ends in the log of the leader under `current`: the largest epoch not above it that the log has, and its end
+/// offset, as `LeaderEpochFileCache.endOffsetFor` of Kafka. The latest epoch ends at the log end offset, never at the high watermark:
+/// that may be a lower bound, and a consumer takes an end before its position for a truncation.
+fn end_of_epoch(epochs: &EpochCache, epoch: i32, current: i32, log_end: i64) -> Option<(i32, i64)> {
+    // The current epoch may not have written anything yet.
+    if epoch == current {
+        return Some((epoch, log_end));
+    }
+    if epoch < 0 || epoch > current {
+        return None;
+    }
+    // Of an epoch whose records were all deleted only the end is known: where the log begins now, or before.
+    epochs
+        .end_offset(epoch, log_end)
+        .or_else(|| epochs.first().map(|first| (epoch, first.start)))
+}
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: OffsetForLeaderEpochRequest) -> OffsetForLeaderEpochResponse {
@@ -61,13 +79,11 @@ pub async fn handle(node: &Rc<Node>, request: OffsetForLeaderEpochRequest) -> Of
     let results = scatter(node, work, |n, list| async move {
         list.into_iter()
             .map(|(key, epoch, current)| {
-                let partition = n.engine.partition(&key).ok_or_else(Failure::unknown_partition)?;
-                let log_end = partition.status().high_watermark;
-                // The current epoch may not have written anything yet; it ends at the log's end all the same.
-                if epoch == current {
-                    return Ok(Some((epoch, log_end)));
-                }
-                Ok(partition.with_state(|s| s.epochs.end_offset(epoch, log_end)))
+                let slot = n.replication.slot(&key).ok_or_else(Failure::not_leader)?;
+                slot.check_leads(current)?;
+                Ok(slot
+                    .partition
+                    .with_state(|s| end_of_epoch(&s.epochs, epoch, current, s.log_end())))
             })
             .collect::<Vec<Result<_, Failure>>>()
     })
@@ -84,4 +100,29 @@ pub async fn handle(node: &Rc<Node>, request: OffsetForLeaderEpochRequest) -> Of
         }
     }
     OffsetForLeaderEpochResponse::default().with_topics(topics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_end_where_consumers_may_trust_them() {
+        let mut epochs = EpochCache::default();
+        epochs.note(2, 10);
+        epochs.note(5, 30);
+        for (asked, end) in [
+            (-1, None),
+            (1, Some((1, 10))),
+            (2, Some((2, 30))),
+            (4, Some((2, 30))),
+            (5, Some((5, 42))),
+            (6, Some((5, 42))),
+            (7, Some((7, 42))),
+            (8, None),
+        ] {
+            assert_eq!(end_of_epoch(&epochs, asked, 7, 42), end, "epoch {asked}");
+        }
+        assert_eq!(end_of_epoch(&EpochCache::default(), 3, 7, 0), None);
+    }
 }
