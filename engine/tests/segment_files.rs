@@ -196,7 +196,8 @@ fn segments_go_while_they_are_written_read_and_moved() {
                 }
             }));
         }
-        for shard in shards.iter().cloned() {
+        for n in 0..shards.len() {
+            let shard = shards[n].clone();
             tasks.push(glommio::spawn_local(async move {
                 while Instant::now() < until {
                     shard.flush_all().await.expect("the disk is sound");
