@@ -12,7 +12,7 @@ use millrace_cluster::{
 };
 use millrace_engine::host::Host;
 
-use super::quorum::MetadataError;
+use super::{controller::CaughtUp, quorum::MetadataError};
 use crate::{kafka::errors::Failure, node::Node, peers::dial};
 
 /// How often a leader of the quorum looks for brokers that do not answer.
@@ -199,7 +199,8 @@ pub async fn alter_isr(node: &Rc<Node>, changes: Vec<IsrChange>) -> Result<(), F
 async fn change(node: &Rc<Node>, make: impl Fn(&Image) -> Vec<MetadataRecord> + Send + 'static) -> Result<(), Failure> {
     let changed = node.router.call(node, 0, move |n| async move {
         let coordinator = n.coordinator();
-        coordinator.controller.change(&n, |image| (make(image), ())).await
+        let controller = &coordinator.controller;
+        controller.change_patiently(&n, |image| (make(image), ())).await
     });
     changed.await?.map_err(Failure::from)
 }
@@ -214,7 +215,7 @@ pub async fn is_spare(node: &Rc<Node>, topic: uuid::Uuid, partition: u32, leader
     let spare = node.router.call(node, 0, move |n| async move {
         let coordinator = n.coordinator();
         let controller = &coordinator.controller;
-        controller.catch_up(&n).await
+        controller.catch_up(&n).await == CaughtUp::Yes
             && controller.quorum.with(|q| {
                 (q.image().partition(&topic, partition))
                     .is_some_and(|p| p.leader == leader && !p.isr.contains(&me) && !p.elr.contains(&me))

@@ -33,6 +33,17 @@ pub const DRAINING: &str = "broker.draining";
 /// Between two questions for what is agreed on.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
+/// Whether a node knows all that was agreed on before it was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CaughtUp {
+    /// It does, on every shard.
+    Yes,
+    /// The quorum has not said in time what that is.
+    NotInTime,
+    /// There is no quorum that could say it, and none is about to be.
+    NoQuorum,
+}
+
 /// The controller's side of a node.
 pub struct ControllerDriver {
     /// The node's member of the quorum.
@@ -42,7 +53,7 @@ pub struct ControllerDriver {
     /// One question for what is agreed on at a time: those that come meanwhile share the next.
     looking: Rc<Budget>,
     /// When the last one began, and whether it was answered.
-    looked: Cell<Option<(Instant, bool)>>,
+    looked: Cell<Option<(Instant, CaughtUp)>>,
     installed: Cell<u64>,
     /// Wakes when the shards have a new image.
     installs: WaitList,
@@ -97,13 +108,41 @@ impl ControllerDriver {
     /// again if another node's change was first. When this returns, every shard of this node knows all that the answer rests on.
     ///
     /// # Errors
-    /// [`MetadataError`]; the change may then be made later, or not.
+    /// [`MetadataError`], at once while there is no quorum: clients try again. The change may be made later all the same, or not.
     pub async fn change<T>(
         &self,
         node: &Rc<Node>,
         decide: impl Fn(&Image) -> (Vec<MetadataRecord>, T),
     ) -> Result<T, MetadataError> {
-        let _turn = self.turn.acquire(1).await;
+        if self.quorum.is_lost() {
+            return Err(MetadataError::NoQuorum);
+        }
+        let turn = self.turn.acquire(1).await;
+        if self.quorum.is_lost() {
+            return Err(MetadataError::NoQuorum);
+        }
+        self.change_in_turn(node, turn, decide).await
+    }
+
+    /// The same for what the node itself wants changed: it waits a while for a quorum.
+    ///
+    /// # Errors
+    /// [`MetadataError`]; the change may then be made later, or not.
+    pub async fn change_patiently<T>(
+        &self,
+        node: &Rc<Node>,
+        decide: impl Fn(&Image) -> (Vec<MetadataRecord>, T),
+    ) -> Result<T, MetadataError> {
+        let turn = self.turn.acquire(1).await;
+        self.change_in_turn(node, turn, decide).await
+    }
+
+    async fn change_in_turn<T>(
+        &self,
+        node: &Rc<Node>,
+        _turn: Permit,
+        decide: impl Fn(&Image) -> (Vec<MetadataRecord>, T),
+    ) -> Result<T, MetadataError> {
         let (answer, version) = self.quorum.change(&node.host, decide).await?;
         self.installs
             .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
@@ -111,12 +150,14 @@ impl ControllerDriver {
         Ok(answer)
     }
 
-    /// Waits until every shard of this node has all changes that were answered anywhere before this was called; false if the quorum
-    /// does not say what they are in time.
-    pub async fn catch_up(&self, node: &Rc<Node>) -> bool {
+    /// Waits until every shard of this node has all changes that were answered anywhere before this was called.
+    pub async fn catch_up(&self, node: &Rc<Node>) -> CaughtUp {
         if self.quorum.with(|q| q.is_alone()) {
             // Whatever was answered, every shard has.
-            return true;
+            return CaughtUp::Yes;
+        }
+        if self.quorum.is_lost() {
+            return CaughtUp::NoQuorum;
         }
         let called = Instant::now();
         let _turn = self.looking.acquire(1).await;
@@ -130,13 +171,18 @@ impl ControllerDriver {
         }
         let began = Instant::now();
         let version = self.quorum.catch_up(&node.host).await;
-        self.looked.set(Some((began, version.is_some())));
+        let caught_up = match version {
+            Some(_) => CaughtUp::Yes,
+            None if self.quorum.is_lost() => CaughtUp::NoQuorum,
+            None => CaughtUp::NotInTime,
+        };
+        self.looked.set(Some((began, caught_up)));
         if let Some(version) = version {
             self.installs
                 .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
                 .await;
         }
-        version.is_some()
+        caught_up
     }
 
     /// Hands every new image to the shards, as long as the node runs.

@@ -33,6 +33,8 @@ const SUSPECTED_SILENCE: Duration = Duration::from_millis(100);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node waits to hear what is agreed on before it answers by what it knows.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a quorum may be without a leader before nobody waits for one: elections take less, unless a majority is gone.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(2);
 /// When it asks again meanwhile: a question is lost with the leader that it went to.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a proposal may be without an answer before it counts as lost and is made again.
@@ -83,6 +85,8 @@ pub struct QuorumDriver {
     failed: RefCell<Option<String>>,
     leads: Cell<Option<Instant>>,
     leader: Cell<Option<i32>>,
+    /// Since when no leader is heard of.
+    leaderless: Cell<Option<Instant>>,
     /// Who led before this node.
     led_before: Cell<Option<i32>>,
     /// Members whose process seems to have died, and when that was noticed.
@@ -160,6 +164,7 @@ impl QuorumDriver {
             failed: RefCell::default(),
             leads: Cell::new(None),
             leader: Cell::new(None),
+            leaderless: Cell::new(Some(Instant::now())),
             led_before: Cell::new(None),
             suspected: RefCell::default(),
         })
@@ -213,6 +218,19 @@ impl QuorumDriver {
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.quorum.borrow().is_leader()
+    }
+
+    /// Whether it is of no use to wait for the quorum: it has been without a leader for longer than elections take, or this member takes
+    /// no further part in it.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        let leaderless = || {
+            self.leaderless
+                .get()
+                .is_some_and(|since| since.elapsed() >= ELECTION_PATIENCE)
+        };
+        let alone_or_led = |q: &Quorum| q.is_alone() || q.leader().is_some();
+        self.failed.borrow().is_some() || (leaderless() && !self.with(alone_or_led))
     }
 
     /// Wakes at every new image, at every change of the leader, at the end of every proposal.
@@ -416,6 +434,9 @@ impl QuorumDriver {
             }
             host.sleep(TICK).await;
             self.quorum.borrow_mut().tick();
+            let leaderless = self.with(|q| q.leader().is_none());
+            self.leaderless
+                .set(leaderless.then(|| self.leaderless.get().unwrap_or_else(Instant::now)));
             self.wake();
         }
     }

@@ -7,7 +7,10 @@ use millrace_cluster::metadata::TopicImage;
 use uuid::Uuid;
 
 use super::errors::Failure;
-use crate::node::{Node, View};
+use crate::{
+    coordinator::controller::CaughtUp,
+    node::{Node, View},
+};
 
 /// Bit set of operations a client may do, where authorization is off: "not asked for".
 pub const OPERATIONS_UNKNOWN: i32 = i32::MIN;
@@ -27,15 +30,15 @@ pub async fn view_for<'a>(node: &Rc<Node>, mut topics: impl Iterator<Item = (&'a
     node.view()
 }
 
-/// Waits until this node knows all that was agreed on before; false if the quorum does not say in time what that is, or the node
-/// stops.
-pub async fn catch_up(node: &Rc<Node>) -> bool {
+/// Waits until this node knows all that was agreed on before.
+pub async fn catch_up(node: &Rc<Node>) -> CaughtUp {
     let caught_up = (node.router).call(
         node,
         0,
         |n| async move { n.coordinator().controller.catch_up(&n).await },
     );
-    caught_up.await.unwrap_or(false)
+    // A broker that stops has nobody to ask.
+    caught_up.await.unwrap_or(CaughtUp::NoQuorum)
 }
 
 /// A topic as a request names it.

@@ -5,7 +5,8 @@
 //! stays unknown to librdkafka's queries of offsets until it refreshes its metadata, minutes later. So the first answer on a
 //! connection, and one that was asked before that was known, rests on all that was agreed on, which this node may be late to hear of,
 //! and waits until who follows a leader that has died is elected. Later ones name nobody meanwhile and keep nobody waiting: librdkafka
-//! goes on sending to the dead leader until it is told, and waits longer after each failure (kernel-notes.md).
+//! goes on sending to the dead leader until it is told, and waits longer after each failure (kernel-notes.md). Once a majority of the
+//! quorum is gone nobody waits: what this node leads can be read.
 //!
 //! A broker that seems to have died is not told of, but again for a moment once others lead what it led (`Departures`).
 
@@ -32,6 +33,7 @@ use millrace_cluster::{
 use uuid::Uuid;
 
 use crate::{
+    coordinator::controller::CaughtUp,
     endpoints::Endpoints,
     kafka::{
         connection::Peer,
@@ -61,9 +63,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
         .iter()
         .map(|t| (t.name.as_ref().map_or("", |n| n.as_str()), t.topic_id));
     let until = Instant::now() + PATIENCE;
-    let may_wait = || peer.has_only_come && Instant::now() < until && !node.is_stopping();
-    while may_wait() && !catch_up(node).await {}
-    let mut view = view_for(node, named).await;
+    let may_wait = peer.has_only_come && hear_all(node, until).await;
+    let mut view = match peer.has_only_come {
+        true => node.view(),
+        false => view_for(node, named).await,
+    };
     let mut refused = Vec::new();
     if may_create && !all {
         let missing: Vec<String> = wanted
@@ -77,7 +81,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
             view = node.view();
         }
     }
-    while may_wait() && awaits_election(node, &view, &wanted, all) {
+    while may_wait && Instant::now() < until && !node.is_stopping() && awaits_election(node, &view, &wanted, all) {
         node.host_sleep(LOOK).await;
         view = node.view();
     }
@@ -115,6 +119,25 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
         response.cluster_id = Some(StrBytes::from_string(view.image.cluster_id.clone()));
     }
     response
+}
+
+/// Waits until this node knows all that was agreed on before; false if it did not hear that by then, or there is no quorum to
+/// say it.
+async fn hear_all(node: &Rc<Node>, until: Instant) -> bool {
+    let heard = async {
+        loop {
+            match catch_up(node).await {
+                CaughtUp::Yes => return true,
+                CaughtUp::NoQuorum => return false,
+                CaughtUp::NotInTime => {}
+            }
+        }
+    };
+    let patience = async {
+        node.host_sleep(until.saturating_duration_since(Instant::now())).await;
+        false
+    };
+    futures_lite::future::or(heard, patience).await
 }
 
 /// Whether some partition asked for is led by a node that seems to have died.
