@@ -8,6 +8,11 @@ use std::{
     path::Path,
 };
 
+use crate::{
+    container::{self, MEMORY_MIN},
+    cpus,
+};
+
 /// How bad a finding is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Level {
@@ -60,6 +65,7 @@ pub fn examine(dir: &Path) -> Vec<Finding> {
         direct_io(dir),
         clock(),
         cores(),
+        memory(),
     ]
 }
 
@@ -203,15 +209,45 @@ fn clock() -> Finding {
 }
 
 fn cores() -> Finding {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let text = match cores {
-        1 => "1 may be used, by a shard and all else".to_owned(),
+    let (allowed, usable) = (cpus::allowed().len(), cpus::usable());
+    let of = match usable < allowed {
+        true => format!("the time of {usable} may be used, by a CPU quota (of {allowed} to run on)"),
+        false => format!("{usable} may be used"),
+    };
+    let text = match usable {
+        1 => format!("{of}, by a shard and all else"),
         _ => format!(
-            "{cores} may be used; shards take {} unless --cores says otherwise",
-            cores - 1
+            "{of}; shards take {} unless --cores says otherwise",
+            cpus::shards(usable, 0)
         ),
     };
     finding("cores", Level::Good, text)
+}
+
+fn memory() -> Finding {
+    let Some(limit) = container::memory(Path::new("/")) else {
+        return finding("memory", Level::Good, "not shown on this system");
+    };
+    if limit.is_exceeded_by(MEMORY_MIN) {
+        let text = format!(
+            "{limit} may be used, and at least {} MiB are needed: raise the limit to twice that",
+            MEMORY_MIN >> 20
+        );
+        return finding("memory", Level::Fatal, text);
+    }
+    let taken = limit.default_memory();
+    let text = format!(
+        "{limit} may be used; a broker takes {} MiB for batches, caches and requests unless --memory says otherwise",
+        taken >> 20
+    );
+    match limit.is_tight_for(taken) {
+        true => finding(
+            "memory",
+            Level::Warning,
+            format!("{text}: that leaves little for all else, raise the limit to twice that"),
+        ),
+        false => finding("memory", Level::Good, text),
+    }
 }
 
 #[cfg(test)]

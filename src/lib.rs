@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod container;
 pub mod coordinator;
 pub mod cpus;
 pub mod doctor;

@@ -172,7 +172,7 @@ struct Serve {
     /// Shards, one per core [default: all cores this process may use but one]
     #[arg(long, value_name = "N")]
     cores: Option<String>,
-    /// Memory for batches, caches and requests [default: 1GiB]
+    /// Memory for batches, caches and requests [default: 1GiB, or half of what this process may use]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
     /// Number of this broker [default: 0]

@@ -33,6 +33,7 @@ use thiserror::Error;
 
 use crate::{
     config::{ConfigError, Settings, Source, parse_size},
+    container::{self, Limit, MEMORY_MIN},
     coordinator::{
         brokers,
         join::{self, JoinError, Joining},
@@ -55,9 +56,6 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long a stop waits for other nodes to take note of it.
 const FAREWELL: Duration = Duration::from_millis(100);
-/// Smallest memory budget that leaves every part something to work with.
-const MEMORY_MIN: u64 = 64 << 20;
-
 /// Why the broker did not start, or stopped.
 #[derive(Debug, Error)]
 pub enum ServeError {
@@ -124,6 +122,29 @@ fn files_allowed() -> u64 {
     allowed.unwrap_or(FILES_MAX).min(FILES_MAX)
 }
 
+/// The memory budget, of at most what this process may use.
+fn memory(settings: &Settings, limit: Option<&Limit>) -> Result<u64, ConfigError> {
+    let invalid = |reason: String| ConfigError::Invalid { reason };
+    let memory = parse_size(settings.get("memory")).map_err(invalid)?;
+    if memory < MEMORY_MIN {
+        return Err(invalid(format!("memory is {memory} bytes; at least 64MiB is needed")));
+    }
+    let Some(limit) = limit else { return Ok(memory) };
+    let (mib, fit) = (memory >> 20, limit.default_memory() >> 20);
+    if limit.is_exceeded_by(memory) {
+        return Err(invalid(format!(
+            "memory is {mib} MiB, and this process may use {limit}: it would be killed. Raise the limit, or give {fit}MiB"
+        )));
+    }
+    if limit.is_tight_for(memory) {
+        tracing::warn!(
+            "memory is {mib} MiB, of {limit} that this process may use: that leaves little for what memory does not count, \
+             and the kernel kills whoever uses more; {fit}MiB would be safe"
+        );
+    }
+    Ok(memory)
+}
+
 /// How the memory budget, and the files that may be open, are divided; per shard if nothing else is said.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
@@ -141,12 +162,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(settings: &Settings, shards: usize) -> Result<Self, ConfigError> {
-        let invalid = |reason: String| ConfigError::Invalid { reason };
-        let memory = parse_size(settings.get("memory")).map_err(invalid)?;
-        if memory < MEMORY_MIN {
-            return Err(invalid(format!("memory is {memory} bytes; at least 64MiB is needed")));
-        }
+    fn new(settings: &Settings, memory: u64, shards: usize) -> Self {
         // A quarter stays for connections, the producers remembered, and the allocator.
         let whole = memory / shards as u64;
         let part = whole / 4 * 3;
@@ -159,7 +175,7 @@ impl Sizes {
         let connections = files
             .saturating_sub(others)
             .min(settings.number("max.connections") as u64);
-        Ok(Self {
+        Self {
             open_files: open_files as usize,
             connections: connections as usize,
             journal_slot: (journal / slots) & !((1 << 12) - 1),
@@ -172,7 +188,7 @@ impl Sizes {
                 requests: part / 8,
                 answers: part / 8,
             },
-        })
+        }
     }
 }
 
@@ -202,7 +218,7 @@ struct Init {
 ///
 /// # Errors
 /// [`ServeError`].
-pub fn serve(settings: Settings) -> Result<(), ServeError> {
+pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
     let started = Instant::now();
     let dir = PathBuf::from(settings.get("data.dir"));
     // Users outside the broker's group have no access to the files of records, whatever the umask of the shell that starts it.
@@ -224,8 +240,22 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
         .map_err(|e| ServeError::Host(format!("no thread to watch the data folder: {e}")))?;
     let listen = listen::resolve(&settings)?;
     let allowed = cpus::allowed();
-    let cpus = cpus::of_shards(&allowed, settings.number("cores") as usize, identity.node_id);
-    let sizes = Sizes::new(&settings, cpus.len())?;
+    let usable = cpus::usable();
+    let shards = cpus::shards(usable, settings.number("cores") as usize);
+    if usable < allowed.len() && shards > usable {
+        tracing::warn!(
+            shards,
+            cores = usable,
+            "a CPU quota gives this process the time of fewer cores than it has shards: they will be stopped in between"
+        );
+    }
+    let cpus = cpus::of_shards(&allowed, shards, identity.node_id);
+    let limit = container::memory(Path::new("/"));
+    if let Some(limit) = &limit {
+        settings.adapt("memory", format!("{}MiB", limit.default_memory() >> 20));
+    }
+    let memory = memory(&settings, limit.as_ref())?;
+    let sizes = Sizes::new(&settings, memory, cpus.len());
     let spin = Duration::from_micros(settings.number("spin.us") as u64);
     let dir = dir.canonicalize().unwrap_or(dir);
     let members = Members::parse(&settings, identity.node_id)?;
@@ -491,6 +521,7 @@ async fn first_shard(
         partitions,
         incarnation,
         replayed = recovered.replayed,
+        memory = context.shared.settings.get("memory"),
         start_ms = context.started.elapsed().as_millis() as u64,
         data = %context.shared.data_dir.display(),
         "started"

@@ -162,14 +162,15 @@ pub const ENTRIES: &[Entry] = &[
         "cores",
         Kind::Int(0, 1024),
         "0",
-        "Shards, each on a core of its own; 0 takes all cores that this process may use but one, and at least one. Nodes of one \
-         machine begin behind each other, by their ids.",
+        "Shards, each on a core of its own; 0 takes all cores that this process may use, by affinity and CPU quota, but one, and \
+         at least one. Nodes of one machine begin behind each other, by their ids.",
     ),
     broker(
         "memory",
         Kind::Str,
         "1GiB",
-        "Memory for batches, caches and requests, of all shards together; at least 64MiB.",
+        "Memory for batches, caches and requests, of all shards together; at least 64MiB. Where this process may use less than \
+         2GiB, by its cgroup or because the host has no more, the default is half of that.",
     ),
     broker(
         "node.id",

@@ -55,6 +55,8 @@ pub enum Source {
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     set: BTreeMap<&'static str, String>,
+    /// Defaults that depend on the host.
+    adapted: BTreeMap<&'static str, String>,
 }
 
 impl Settings {
@@ -73,6 +75,15 @@ impl Settings {
             .map_err(|reason| ConfigError::Invalid { reason })?;
         self.set.insert(entry.name, value.trim().into());
         Ok(())
+    }
+
+    /// Gives a setting another default on this host.
+    ///
+    /// # Panics
+    /// If the registry has no such broker setting: a bug of ours.
+    pub fn adapt(&mut self, name: &str, value: String) {
+        let entry = find_broker(name).unwrap_or_else(|| panic!("no setting {name}"));
+        self.adapted.insert(entry.name, value);
     }
 
     /// Takes in a TOML file; tables are read as dotted names.
@@ -119,10 +130,17 @@ impl Settings {
     /// If the registry has no such broker setting: a bug of ours.
     #[must_use]
     pub fn get(&self, name: &str) -> &str {
-        self.set.get(name).map_or_else(
-            || find_broker(name).unwrap_or_else(|| panic!("no setting {name}")).default,
-            String::as_str,
-        )
+        (self.set.get(name)).map_or_else(|| self.default_of(name), String::as_str)
+    }
+
+    /// Its value if nobody says another.
+    ///
+    /// # Panics
+    /// If the registry has no such broker setting: a bug of ours.
+    #[must_use]
+    pub fn default_of(&self, name: &str) -> &str {
+        let of_registry = || find_broker(name).unwrap_or_else(|| panic!("no setting {name}")).default;
+        (self.adapted.get(name)).map_or_else(of_registry, String::as_str)
     }
 
     /// Where it comes from.

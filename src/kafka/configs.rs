@@ -134,7 +134,7 @@ pub fn broker_entries(settings: &Settings, image: &Image, node_id: i32) -> Vec<E
             if settings.source(entry.name) == Source::Static {
                 synonyms.push((entry.name, settings.get(entry.name).to_owned(), SOURCE_STATIC));
             }
-            synonyms.push((entry.name, entry.default.to_owned(), SOURCE_DEFAULT));
+            synonyms.push((entry.name, settings.default_of(entry.name).to_owned(), SOURCE_DEFAULT));
             let (_, value, source) = synonyms[0].clone();
             Effective {
                 entry,
