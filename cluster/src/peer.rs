@@ -5,7 +5,9 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Versions of what nodes say to each other that this build speaks.
-pub const VERSIONS: (u16, u16) = (1, 1);
+pub const VERSIONS: (u16, u16) = (1, 2);
+/// From this version on followers answer where their logs start.
+pub const LOG_START_VERSION: u16 = 2;
 
 /// What a stream is for.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]

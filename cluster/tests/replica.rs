@@ -25,7 +25,7 @@ fn a_follower_far_away_stays_in_sync_with_a_leader_that_is_never_idle() {
     for now in 0..10 * LAG_MS {
         // A record each ms, durable here at once.
         let end = now + 1;
-        leader.local(end, end);
+        leader.local(0, end, end);
         while let Some(next) = leader.next(1) {
             let (round, says) = match next {
                 Next::Order { round, .. } => {
@@ -53,7 +53,7 @@ fn a_follower_far_away_stays_in_sync_with_a_leader_that_is_never_idle() {
     // Once nothing is answered any more it is given up, a lag after what it last held was the end.
     let gone = 10 * LAG_MS;
     let wish = (gone..).find_map(|now| {
-        leader.local(now + 1, now + 1);
+        leader.local(0, now + 1, now + 1);
         leader.isr_wish(now, |_| true).map(|wish| (now, wish))
     });
     let (at, wish) = wish.expect("it looks for ever");

@@ -5,7 +5,7 @@ use millrace_cluster::simulation::{Bug, run};
 #[test]
 fn nothing_acknowledged_is_lost_in_any_history() {
     let (mut acknowledged, mut elections, mut cuts, mut commits) = (0, 0, 0, 0);
-    let (mut duplicates, mut renumberings) = (0, 0);
+    let (mut duplicates, mut renumberings, mut deletions) = (0, 0, 0);
     for seed in 1..=4_000 {
         let outcome = run(seed, Bug::None)
             .unwrap_or_else(|violation| panic!("seed {seed}: {violation}\nagain: millrace-sim --seed {seed}"));
@@ -13,6 +13,7 @@ fn nothing_acknowledged_is_lost_in_any_history() {
         elections += outcome.elections;
         cuts += outcome.cuts;
         commits += outcome.commits;
+        deletions += outcome.deletions;
         duplicates += outcome.duplicates;
         renumberings += outcome.renumberings;
     }
@@ -21,7 +22,7 @@ fn nothing_acknowledged_is_lost_in_any_history() {
         acknowledged > 1_000_000 && elections > 10_000 && cuts > 3_000 && commits > 100_000,
         "{acknowledged} {elections} {cuts} {commits}"
     );
-    assert!(duplicates > 10_000, "{duplicates}");
+    assert!(duplicates > 10_000 && deletions > 100_000, "{duplicates} {deletions}");
     assert_eq!(renumberings, 0, "nobody is told of a gap that closes by itself");
 }
 
@@ -38,6 +39,7 @@ fn planted_mistakes_are_found() {
         Bug::GapsAfterRefusal,
         Bug::ObeysLateOrders,
         Bug::RecallsTooMuch,
+        Bug::DeletesAlone,
     ] {
         let found = (1..=2_000).find_map(|seed| run(seed, bug).err().map(|violation| (seed, violation)));
         let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));

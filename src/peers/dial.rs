@@ -27,6 +27,8 @@ pub struct Stream {
     pub tx: FrameSender,
     /// Frames back.
     pub rx: FrameReceiver,
+    /// Version of what is said over it.
+    pub version: u16,
 }
 
 /// Opens a stream of a kind to a shard of a node.
@@ -66,7 +68,12 @@ async fn open_now(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Res
     let garbage = || LinkError::Garbage("no answer to the first frame".into());
     let frame = rx.next().await?.ok_or_else(garbage)?;
     match record::decode::<HelloAnswer>(&frame).map_err(|_| garbage())? {
-        HelloAnswer::Welcome { .. } => Ok(Stream { connection, tx, rx }),
+        HelloAnswer::Welcome { version } => Ok(Stream {
+            connection,
+            tx,
+            rx,
+            version,
+        }),
         HelloAnswer::Refused { reason } => {
             connection.close("refused");
             Err(LinkError::Lost(format!("node {to} refuses this node: {reason}")))

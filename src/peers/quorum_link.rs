@@ -103,6 +103,7 @@ impl QuorumLink {
             connection,
             mut tx,
             mut rx,
+            ..
         } = stream;
         tx.set_priority(PRIORITY);
         let restarts = self.restarts.get();

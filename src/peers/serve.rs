@@ -66,18 +66,18 @@ async fn stream(
             node.host_sleep(Duration::from_millis(10)).await;
         }
     }
-    let answer = match check(node, connection, &hello) {
-        Ok(version) => HelloAnswer::Welcome { version },
+    let version = match check(node, connection, &hello) {
+        Ok(version) => version,
         Err(reason) => {
             tracing::warn!(peer = hello.node, address = %connection.address(), reason, "a node was refused");
-            HelloAnswer::Refused { reason }
+            let refused = HelloAnswer::Refused { reason };
+            tx.send([vec![record::encode(&refused).into()]]).await?;
+            tx.finish();
+            return Ok(());
         }
     };
-    tx.send([vec![record::encode(&answer).into()]]).await?;
-    if let HelloAnswer::Refused { .. } = answer {
-        tx.finish();
-        return Ok(());
-    }
+    let welcome = HelloAnswer::Welcome { version };
+    tx.send([vec![record::encode(&welcome).into()]]).await?;
     rx.set_frame_max(FRAME_MAX);
     match hello.kind {
         StreamKind::Quorum => {
@@ -99,7 +99,7 @@ async fn stream(
             let _ = rx.next().await;
             Ok(())
         }
-        StreamKind::Replica => following::serve(node, hello.node, tx, rx).await,
+        StreamKind::Replica => following::serve(node, hello.node, version, tx, rx).await,
     }
 }
 

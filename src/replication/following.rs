@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use millrace_cluster::{
     metadata::record,
+    peer::LOG_START_VERSION,
     replica::{
         Answer, Request,
         follower::{self, Decision, Log},
@@ -28,6 +29,8 @@ const ANEW_PAUSE: Duration = Duration::from_secs(600);
 /// Answers on their way to a leader.
 #[derive(Default)]
 struct Outbox {
+    /// Its leader is answered where logs start.
+    tells_log_start: bool,
     answers: RefCell<VecDeque<Bytes>>,
     wake: WaitList,
 }
@@ -61,8 +64,17 @@ impl Outbox {
 ///
 /// # Errors
 /// Why it ended.
-pub async fn serve(node: &Rc<Node>, from: i32, tx: FrameSender, mut rx: FrameReceiver) -> Result<(), LinkError> {
-    let outbox = Rc::new(Outbox::default());
+pub async fn serve(
+    node: &Rc<Node>,
+    from: i32,
+    version: u16,
+    tx: FrameSender,
+    mut rx: FrameReceiver,
+) -> Result<(), LinkError> {
+    let outbox = Rc::new(Outbox {
+        tells_log_start: version >= LOG_START_VERSION,
+        ..Outbox::default()
+    });
     let handling = async {
         loop {
             match rx.next().await {
@@ -121,7 +133,7 @@ async fn handle(node: &Rc<Node>, outbox: &Rc<Outbox>, from: i32, request: Reques
     let done: Result<Option<Says>, String> = match decision {
         Decision::Answer(says) => Ok(Some(says)),
         Decision::Note => {
-            note(node, partition, &request);
+            note(node, partition, &request, outbox.tells_log_start.then_some(outbox));
             Ok(None)
         }
         Decision::Truncate { to } => {
@@ -200,20 +212,32 @@ fn stands(partition: &Partition) -> Says {
     look(partition, |log| Says::Stands(log.standing()))
 }
 
-/// Takes in the leader's high watermark and log start.
-fn note(node: &Rc<Node>, partition: &Rc<Partition>, request: &Request) {
+/// Takes in the leader's high watermark and log start; answers where the log starts then, durably, if that is to be told.
+fn note(node: &Rc<Node>, partition: &Rc<Partition>, request: &Request, tell: Option<&Rc<Outbox>>) {
     node.engine.advance_high_watermark(partition, request.high_watermark);
-    if request.log_start > partition.status().log_start && request.log_start <= partition.status().high_watermark {
-        let (node, partition, to) = (Rc::clone(node), Rc::clone(partition), request.log_start);
-        glommio::spawn_local(async move {
-            if let Err(error) = node.engine.delete_records(&partition, to).await
-                && !matches!(error, StorageError::Moving | StorageError::Left)
-            {
+    let outbox = tell.filter(|_| request.log_start > 0).map(Rc::clone);
+    let status = partition.status();
+    if request.log_start <= status.log_start || request.log_start > status.high_watermark {
+        if let Some(outbox) = outbox {
+            outbox.push(request, Says::LogStart(status.log_start));
+        }
+        return;
+    }
+    let (node, partition, request) = (Rc::clone(node), Rc::clone(partition), request.clone());
+    glommio::spawn_local(async move {
+        match node.engine.delete_records(&partition, request.log_start).await {
+            Ok(log_start) => {
+                if let Some(outbox) = outbox {
+                    outbox.push(&request, Says::LogStart(log_start));
+                }
+            }
+            Err(StorageError::Moving | StorageError::Left) => {}
+            Err(error) => {
                 tracing::warn!(partition = %partition.key, %error, "the log start could not follow the leader's");
             }
-        })
-        .detach();
-    }
+        }
+    })
+    .detach();
 }
 
 async fn append(
@@ -230,7 +254,7 @@ async fn append(
         return Ok(Some(Says::Stale));
     }
     let end = node.engine.append_replicated(slot.key, batches, permit)?;
-    note(node, &slot.partition, request);
+    note(node, &slot.partition, request, None);
     let (node, outbox, slot, request) = (Rc::clone(node), Rc::clone(outbox), Rc::clone(slot), request.clone());
     glommio::spawn_local(async move {
         let says = match slot.partition.wait_durable(end).await {
@@ -238,7 +262,7 @@ async fn append(
             Err(_) => Says::Failed,
         };
         if slot.epoch.get() == request.epoch {
-            note(&node, &slot.partition, &request);
+            note(&node, &slot.partition, &request, None);
         }
         outbox.push(&request, says);
     })

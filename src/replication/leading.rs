@@ -42,7 +42,8 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
         .map_or(told, |noted| noted.max(told));
     let lag_ms = node.shared.settings.number("replica.lag.time.max.ms");
     let mut leader = Leader::new(node.shared.node_id, image.leader_epoch, log_end, agreed, lag_ms);
-    leader.local(log_end, slot.partition.status().durable_end);
+    let status = slot.partition.status();
+    leader.local(status.log_start, log_end, status.durable_end);
     leader.committed(&image, min_insync(node, &slot, &image), now_ms(node));
     let reached = leader.high_watermark();
     slot.shards.borrow_mut().clear();
@@ -65,32 +66,34 @@ pub async fn lead(node: &Rc<Node>, slot: Rc<Slot>, image: PartitionImage) {
 
 /// Follows the log's own moves until the leadership ends.
 async fn serve(node: &Rc<Node>, slot: &Rc<Slot>, epoch: i32) {
-    let mut seen = (-1, -1);
+    let mut seen = (-1, -1, -1);
     loop {
         let moved = slot
             .partition
             .changes()
             .wait(|| {
                 let status = slot.partition.status();
-                let now = (status.log_end, status.durable_end);
+                let now = (status.log_start, status.log_end, status.durable_end);
                 if slot.check_leads(epoch).is_err() || slot.partition.is_deleted() {
                     return Some(None);
                 }
                 (now != seen).then_some(Some(now))
             })
             .await;
-        let Some((log_end, durable_end)) = moved else { return };
-        let grown = log_end != seen.0;
-        seen = (log_end, durable_end);
+        let Some((log_start, log_end, durable_end)) = moved else {
+            return;
+        };
+        let has_news = (log_start, log_end) != (seen.0, seen.1);
+        seen = (log_start, log_end, durable_end);
         let high_watermark = match &mut *slot.role.borrow_mut() {
             Role::Leads(leader) => {
-                leader.local(log_end, durable_end);
+                leader.local(log_start, log_end, durable_end);
                 leader.high_watermark()
             }
             _ => return,
         };
         node.engine.advance_high_watermark(&slot.partition, high_watermark);
-        if grown {
+        if has_news {
             nudge(node, slot);
         }
     }
@@ -112,13 +115,17 @@ pub fn answered(node: &Rc<Node>, slot: &Rc<Slot>, from: i32, round: u32, says: S
     let epochs_and = |f: &mut dyn FnMut(&millrace_engine::log::EpochCache, i64) -> bool| {
         slot.partition.with_state(|s| f(&s.epochs, s.log_start()))
     };
-    let (moved, high_watermark) = {
+    let (moved, deleted, high_watermark) = {
         let mut role = slot.role.borrow_mut();
         let Role::Leads(leader) = &mut *role else { return };
         let now = now_ms(node);
+        let before = leader.low_watermark();
         let moved = epochs_and(&mut |epochs, log_start| leader.answered(from, round, says, epochs, log_start, now));
-        (moved, leader.high_watermark())
+        (moved, leader.low_watermark() > before, leader.high_watermark())
     };
+    if deleted {
+        slot.partition.changes().wake_all();
+    }
     if moved {
         node.engine.advance_high_watermark(&slot.partition, high_watermark);
         if !slot.is_in_isr(from) {

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use millrace_cluster::{
     metadata::record,
-    peer::StreamKind,
+    peer::{LOG_START_VERSION, StreamKind},
     replica::{
         Answer, Next, Request,
         message::{self, Order, Says},
@@ -65,6 +65,8 @@ pub(super) struct Link {
     is_due: RefCell<HashSet<PartitionKey>>,
     wake: WaitList,
     restarts: Cell<u64>,
+    /// Version that the stream speaks.
+    version: Cell<u16>,
 }
 
 fn destination(slot: &Slot, follower: i32) -> Destination {
@@ -89,6 +91,7 @@ pub(super) fn to(node: &Rc<Node>, slot: &Slot, follower: i32) -> Rc<Link> {
         is_due: RefCell::default(),
         wake: WaitList::default(),
         restarts: Cell::new(0),
+        version: Cell::new(0),
     });
     node.replication.links.borrow_mut().insert(to, Rc::clone(&link));
     let (n, running) = (Rc::clone(node), Rc::clone(&link));
@@ -146,6 +149,7 @@ impl Link {
                     tracing::debug!(follower, shard, "connected to a follower");
                     pause = RETRY_MIN;
                     told.clear();
+                    self.version.set(stream.version);
                     let receiving = self.receive(node, stream.rx);
                     let ended = futures_lite::future::or(self.send(node, stream.tx), receiving).await;
                     stream.connection.close("the link has ended");
@@ -235,7 +239,10 @@ impl Link {
         }
         let status = slot.partition.status();
         let (next, epoch, high_watermark) = match &mut *slot.role.borrow_mut() {
-            Role::Leads(leader) => (leader.next(follower)?, leader.epoch(), leader.high_watermark()),
+            Role::Leads(leader) => {
+                leader.connected(follower, self.version.get() >= LOG_START_VERSION);
+                (leader.next(follower)?, leader.epoch(), leader.high_watermark())
+            }
             _ => return None,
         };
         let request = |round, order| Request {
@@ -308,7 +315,9 @@ impl Link {
             }
             leading::answered(node, &slot, follower, answer.round, answer.says);
             match answer.says {
-                Says::Stands(_) | Says::Durable(_) | Says::Elsewhere { .. } => to(node, &slot, follower).push(key),
+                Says::Stands(_) | Says::Durable(_) | Says::LogStart(_) | Says::Elsewhere { .. } => {
+                    to(node, &slot, follower).push(key)
+                }
                 Says::NotYet => self.push_later(node, key, NOT_YET),
                 // The metadata will say who leads.
                 Says::Stale => self.push_later(node, key, FAILED),

@@ -252,6 +252,26 @@ impl Slot {
         self.too_few_in_sync(min_insync).map_or(Ok(()), Err)
     }
 
+    /// Waits until what stands before `to` is deleted durably on every replica in sync, of which there must be as many as for an
+    /// acknowledgement: it would come back with the next leader.
+    ///
+    /// # Errors
+    /// The leadership is over.
+    pub async fn wait_deleted(&self, epoch: i32, to: i64) -> Result<(), Failure> {
+        self.partition
+            .changes()
+            .wait(|| {
+                if let Err(failure) = self.check_leads(epoch) {
+                    return Some(Err(failure));
+                }
+                match &*self.role.borrow() {
+                    Role::Leads(leader) if leader.low_watermark() < to => None,
+                    _ => Some(Ok(())),
+                }
+            })
+            .await
+    }
+
     fn too_few_in_sync(&self, min_insync: usize) -> Option<Failure> {
         let in_sync = self.in_sync().filter(|n| *n < min_insync)?;
         Some(Failure::new(

@@ -3,7 +3,7 @@
 import struct
 import time
 
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from test_bad_input import answer, connect, request
 
@@ -96,3 +96,37 @@ def test_an_epoch_ends_at_the_log_end_and_deleted_ones_before_what_is_left(make_
     # Nothing of the first epoch is left; whoever has read it all stands where it ended all the same.
     delete_before(admin, "t", 3)
     assert end_of_epoch(broker, "t", 0) == (0, 0, 3)
+
+
+def log_starts(cluster):
+    consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "g"})
+    starts = [consumer.get_watermark_offsets(TopicPartition("t", p), timeout=30)[0] for p in range(3)]
+    consumer.close()
+    return starts
+
+
+def test_deleted_records_stay_deleted_when_another_leads(make_cluster):
+    cluster = make_cluster()
+    cluster.create("t", partitions=3)
+    producer = Producer({"bootstrap.servers": cluster.bootstrap})
+    for number in range(900):
+        producer.produce("t", str(number).encode(), partition=number % 3)
+    assert producer.flush(20) == 0
+    partitions = [TopicPartition("t", p, 200 + p) for p in range(3)]
+    admin = cluster.admin()
+    for partition, deleted in admin.delete_records(partitions).items():
+        assert deleted.result(20).low_watermark == partition.offset
+    victim = cluster.node(cluster.partitions("t")[0].leader)
+    victim.kill()
+    cluster.wait("another leads", lambda: all(p.leader not in (-1, victim.number) for p in cluster.partitions("t").values()))
+    assert log_starts(cluster) == [200, 201, 202]
+    victim.launch().wait_ready()
+    cluster.wait_in_sync("t")
+    # Whoever was away follows, too.
+    for node in cluster.nodes:
+        if node is not victim:
+            node.kill()
+            cluster.wait("another leads", lambda: all(p.leader not in (-1, node.number) for p in cluster.partitions("t").values()))
+            assert log_starts(cluster) == [200, 201, 202]
+            node.launch().wait_ready()
+            cluster.wait_in_sync("t")

@@ -71,6 +71,10 @@ struct Follower {
     caught_up_ms: i64,
     /// A log end of the leader that the follower is yet to reach, and when that was its end.
     seen: (Offset, i64),
+    /// Its log is known to start there or later, durably.
+    log_start: Offset,
+    /// It answers where its log starts.
+    tells_log_start: bool,
     /// High watermark that it was told.
     told: Offset,
     owes_note: bool,
@@ -80,7 +84,7 @@ struct Follower {
 ///
 /// Invariants: the high watermark never goes back; it is not beyond the durable end of any member of the *maximal* ISR: the
 /// committed one and the one that is being asked for together; it stands still while the committed one is smaller than
-/// `min.insync.replicas`, so that whoever left such an ISR still has everything (KIP-966).
+/// `min.insync.replicas`, so that whoever left such an ISR still has everything (KIP-966). The same holds for the low watermark.
 #[derive(Clone, Debug)]
 pub struct Leader {
     me: i32,
@@ -93,9 +97,11 @@ pub struct Leader {
     /// Where this leadership began: what is before it was written by others, and only a follower that has it all knows what
     /// the replicas agreed on.
     epoch_start: Offset,
+    log_start: Offset,
     log_end: Offset,
     durable_end: Offset,
     high_watermark: Offset,
+    low_watermark: Offset,
     lag_ms: i64,
 }
 
@@ -112,9 +118,11 @@ impl Leader {
             wish: None,
             followers: BTreeMap::new(),
             epoch_start: log_end,
+            log_start: 0,
             log_end,
             durable_end: high_watermark,
             high_watermark,
+            low_watermark: 0,
             lag_ms,
         }
     }
@@ -139,6 +147,8 @@ impl Leader {
                 durable_end: -1,
                 caught_up_ms: now_ms,
                 seen: (self.log_end, now_ms),
+                log_start: 0,
+                tells_log_start: false,
                 told: -1,
                 owes_note: false,
             });
@@ -169,6 +179,12 @@ impl Leader {
         self.high_watermark
     }
 
+    /// What stands before it is deleted durably on every replica in sync, so that no later leader has it.
+    #[must_use]
+    pub fn low_watermark(&self) -> Offset {
+        self.low_watermark
+    }
+
     /// Whether the high watermark has reached what stood in the log when this leadership began: before that nobody can say
     /// what the end of the log is to a consumer.
     #[must_use]
@@ -177,28 +193,48 @@ impl Leader {
     }
 
     /// The leader's own log has moved.
-    pub fn local(&mut self, log_end: Offset, durable_end: Offset) {
+    pub fn local(&mut self, log_start: Offset, log_end: Offset, durable_end: Offset) {
+        if log_start > self.log_start {
+            self.log_start = log_start;
+            for follower in self.followers.values_mut() {
+                follower.owes_note |= follower.lacks_log_start(log_start);
+            }
+        }
         self.log_end = log_end;
         self.durable_end = durable_end;
         self.update();
     }
 
+    /// A follower answers where its log starts, or does not: which version its stream speaks.
+    pub fn connected(&mut self, node: i32, tells_log_start: bool) {
+        if let Some(follower) = self.followers.get_mut(&node) {
+            follower.tells_log_start = tells_log_start;
+        }
+    }
+
     fn update(&mut self) {
-        if self.isr.len() < self.min_insync {
-            return;
+        if let Some(agreed) = self.least(self.durable_end, |f| f.durable_end) {
+            self.high_watermark = self.high_watermark.max(agreed.min(self.durable_end));
+        }
+        if let Some(deleted) = self.least(self.log_start, |f| f.log_start) {
+            self.low_watermark = self.low_watermark.max(deleted);
+        }
+    }
+
+    /// The least of what the leader and the other members of the maximal ISR hold; `None` while too few are in sync.
+    fn least(&self, own: Offset, held: impl Fn(&Follower) -> Offset) -> Option<Offset> {
+        if self.isr.len() < self.min_insync || !self.isr.contains(&self.me) {
+            return None;
         }
         let members = self.isr.iter().chain(self.wish.iter().flat_map(|w| &w.isr));
-        let agreed = members
+        members
             .map(|node| match self.followers.get(node) {
-                Some(follower) => follower.durable_end,
-                None if *node == self.me => self.durable_end,
+                Some(follower) => held(follower),
+                None if *node == self.me => own,
                 // A replica that is being removed, or one that metadata has yet to name.
                 None => -1,
             })
-            .min();
-        if let Some(agreed) = agreed.filter(|_| self.isr.contains(&self.me)) {
-            self.high_watermark = self.high_watermark.max(agreed.min(self.durable_end));
-        }
+            .min()
     }
 
     /// What a follower is to be sent now, if anything.
@@ -217,7 +253,9 @@ impl Leader {
             Progress::Asked => None,
             Progress::Following { next, unacked } => {
                 let in_flight: usize = unacked.iter().map(|(_, bytes)| bytes).sum();
-                if *next < self.log_end && in_flight < IN_FLIGHT_BYTES {
+                // A new log start goes first: a busy follower would never be told of it alone.
+                let starts_later = follower.owes_note && follower.lacks_log_start(self.log_start);
+                if !starts_later && *next < self.log_end && in_flight < IN_FLIGHT_BYTES {
                     return Some(Next::Batches {
                         round: follower.round,
                         from: *next,
@@ -236,15 +274,16 @@ impl Leader {
         }
     }
 
-    /// Looks whether a follower that has everything was not told the high watermark with it; then [`next`](Self::next) tells it
-    /// alone. To be asked now and then only: batches that follow carry it, too.
+    /// Looks whether a follower that has everything was not told the high watermark with it, or has not said that its log starts where
+    /// the leader's does; then [`next`](Self::next) tells it alone. To be asked now and then only: batches that follow carry the high
+    /// watermark, too.
     pub fn owes_note(&mut self, node: i32) -> bool {
-        let high_watermark = self.high_watermark;
+        let (high_watermark, log_start) = (self.high_watermark, self.log_start);
         let Some(follower) = self.followers.get_mut(&node) else {
             return false;
         };
         let idle = matches!(&follower.progress, Progress::Following { next, unacked } if *next == self.log_end && unacked.is_empty());
-        follower.owes_note = idle && follower.told < high_watermark;
+        follower.owes_note = idle && follower.told < high_watermark || follower.lacks_log_start(log_start);
         follower.owes_note
     }
 
@@ -288,6 +327,7 @@ impl Leader {
                 follower.progress = agree(standing, epochs, log_start, log_end);
                 // What it said before means nothing: it may have lost its disk since.
                 follower.durable_end = -1;
+                follower.log_start = 0;
                 if let Progress::Following { .. } = follower.progress {
                     follower.moved_to(standing.durable_end, log_end, now_ms);
                 }
@@ -303,6 +343,7 @@ impl Leader {
                 }
                 follower.moved_to(end, log_end, now_ms);
             }
+            Says::LogStart(at) => follower.log_start = follower.log_start.max(at),
             Says::NotYet | Says::Stale | Says::Elsewhere { .. } => {
                 follower.progress = Progress::Due(Order::Probe);
                 return false;
@@ -344,6 +385,8 @@ impl Leader {
                 && matches!(f.progress, Progress::Following { .. })
                 && f.durable_end >= self.high_watermark
                 && f.durable_end >= self.epoch_start
+                // One that lacks what was deleted could bring it back as a leader.
+                && !f.lacks_log_start(self.log_start)
                 && may_join(*node)
         };
         let mut isr: Vec<i32> = self.isr.iter().copied().filter(stays).collect();
@@ -377,6 +420,11 @@ impl Leader {
 }
 
 impl Follower {
+    /// Whether it follows, and has yet to say that its log starts at `log_start` or later.
+    fn lacks_log_start(&self, log_start: Offset) -> bool {
+        self.tells_log_start && self.log_start < log_start && matches!(self.progress, Progress::Following { .. })
+    }
+
     fn moved_to(&mut self, durable_end: Offset, log_end: Offset, now_ms: i64) {
         self.durable_end = self.durable_end.max(durable_end);
         if self.durable_end >= log_end {

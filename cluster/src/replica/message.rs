@@ -123,6 +123,9 @@ pub enum Says {
     },
     /// Its log has failed, or has no room; ask again later.
     Failed,
+    /// The log starts there, durably: to a note of the leader's log start, from version
+    /// [`LOG_START_VERSION`](crate::peer::LOG_START_VERSION) on.
+    LogStart(Offset),
 }
 
 /// A request's frame, in parts.

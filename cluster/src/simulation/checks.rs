@@ -2,7 +2,7 @@
 
 use millrace_engine::Offset;
 
-use super::{MIN_INSYNC, TOPIC, Waiting, World, node::Role};
+use super::{Bug, MIN_INSYNC, TOPIC, Waiting, World, node::Role};
 
 impl World {
     /// A producer sends a record to whoever believes to lead, gone by or not.
@@ -30,6 +30,42 @@ impl World {
         if all {
             self.waiting.push(waiting);
         }
+    }
+
+    /// Somebody deletes records with whoever believes to lead.
+    pub(super) fn delete(&mut self) {
+        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        if !self.active(node) || !self.rng.chance(20) {
+            return;
+        }
+        let n = &mut self.nodes[node];
+        let Role::Leads(_) = n.role else { return };
+        let to = n.high_watermark - self.rng.below(10) as Offset;
+        if to > n.log_start {
+            n.log_start = to;
+            self.deleting.push((node, n.epoch, to));
+        }
+    }
+
+    /// Deletions are answered once every replica in sync has them.
+    pub(super) fn acknowledge_deletions(&mut self) {
+        let mut still = Vec::new();
+        for (node, epoch, to) in std::mem::take(&mut self.deleting) {
+            let n = &self.nodes[node];
+            let deleted = match &n.role {
+                _ if !self.active(node) => false,
+                Role::Leads(_) if n.epoch == epoch && self.bug == Bug::DeletesAlone => true,
+                Role::Leads(leader) if n.epoch == epoch => leader.low_watermark() >= to,
+                _ => continue,
+            };
+            if deleted {
+                self.deleted = self.deleted.max(to);
+                self.outcome.deletions += 1;
+            } else {
+                still.push((node, epoch, to));
+            }
+        }
+        self.deleting = still;
     }
 
     pub(super) fn acknowledge(&mut self) -> Result<(), String> {
@@ -110,6 +146,14 @@ impl World {
                     )));
                 }
             }
+        }
+        if let Some(leader) = self.leader()
+            && self.nodes[leader].log_start < self.deleted
+        {
+            return Err(self.fail(format!(
+                "records before {} were deleted, and leader {leader} has them from {} on",
+                self.deleted, self.nodes[leader].log_start
+            )));
         }
         // All of it when a leadership begins; what is acknowledged later is looked for when it is.
         if let Some(leader) = self.leader()

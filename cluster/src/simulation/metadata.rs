@@ -113,7 +113,7 @@ impl World {
                 n.durable = n.log.len();
                 n.appends.clear();
                 let mut leader = Leader::new(me, image.leader_epoch, n.log_end(), n.recall(), LAG_MS);
-                leader.local(n.log_end(), n.durable as Offset);
+                leader.local(n.log_start, n.log_end(), n.durable as Offset);
                 leader.committed(&image, min_insync, now);
                 n.role = Role::Leads(leader);
                 n.handover = Handover::at(now, HANDOVER_MS);
@@ -199,6 +199,8 @@ pub(super) fn lose_log(node: &mut Node) {
     node.producers = ProducerStates::default();
     node.durable = 0;
     node.high_watermark = 0;
+    node.log_start = 0;
+    node.starting = None;
     node.checked = 0;
     node.role = Role::None;
     node.appends.clear();

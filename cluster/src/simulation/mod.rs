@@ -15,6 +15,8 @@
 //! 6. What an idempotent producer wrote is seen once and in order, however often it had to send it, and it is never told of a gap
 //!    before the oldest batch that waits for an answer: it would have to give up.
 //!
+//! 7. Records whose deletion was acknowledged are deleted in the log of whoever leads, for ever.
+//!
 //! The same seed gives the same history. [`Bug`] plants one, to show that it would be found.
 
 mod checks;
@@ -71,6 +73,8 @@ pub enum Bug {
     ObeysLateOrders,
     /// A node that comes back takes all that it held for agreed on.
     RecallsTooMuch,
+    /// A deletion of records is acknowledged before others hold it.
+    DeletesAlone,
 }
 
 /// What a history came to.
@@ -82,6 +86,8 @@ pub struct Outcome {
     pub elections: usize,
     /// Logs cut.
     pub cuts: usize,
+    /// Deletions of records acknowledged.
+    pub deletions: usize,
     /// Commits of offsets acknowledged.
     pub commits: usize,
     /// Times that an idempotent producer began to number anew.
@@ -118,6 +124,10 @@ struct World {
     /// What broken connections still have to be read by one node from another, in order.
     unread: Vec<(usize, usize, Queue)>,
     waiting: Vec<Waiting>,
+    /// Deletions that wait for their acknowledgement: of which leader, under which epoch, before which offset.
+    deleting: Vec<(usize, LeaderEpoch, Offset)>,
+    /// Before it everything was deleted, as somebody was told.
+    deleted: Offset,
     next_value: u64,
     acknowledged: BTreeMap<Offset, u64>,
     visible: BTreeMap<Offset, u64>,
@@ -216,6 +226,8 @@ impl World {
             links: BTreeMap::new(),
             unread: Vec::new(),
             waiting: Vec::new(),
+            deleting: Vec::new(),
+            deleted: 0,
             next_value: 1,
             acknowledged: BTreeMap::new(),
             visible: BTreeMap::new(),
@@ -296,6 +308,8 @@ impl World {
         }
         self.produce();
         self.acknowledge()?;
+        self.delete();
+        self.acknowledge_deletions();
         self.produce_in_sequence()?;
         self.coordinate()?;
         self.agree_late();

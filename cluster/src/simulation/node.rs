@@ -56,6 +56,10 @@ pub(super) struct Node {
     pub handover: Handover,
     pub durable: usize,
     pub high_watermark: Offset,
+    /// What stands before it is deleted, durably; the model keeps the records.
+    pub log_start: Offset,
+    /// A log start that is on its way to the disk, who is to be told, and in answer to what.
+    pub starting: Option<(Offset, usize, Request)>,
     /// The high watermark as it was noted last; stays over a crash.
     pub noted: Option<Agreed>,
     /// Below this its log was compared with what others showed.
@@ -81,12 +85,13 @@ impl Node {
     /// Loses everything in memory.
     pub fn forget(&mut self) {
         self.up = false;
-        self.high_watermark = 0;
+        self.high_watermark = self.log_start;
         self.role = Role::None;
         self.stood = Stood::default();
         self.epoch = -1;
         self.news.clear();
         self.appends.clear();
+        self.starting = None;
         self.coordinating = None;
     }
 
@@ -126,6 +131,7 @@ impl Node {
         self.checked = self.checked.min(to);
         self.durable = self.durable.min(self.log.len());
         self.high_watermark = self.high_watermark.min(to);
+        self.log_start = self.log_start.min(to);
     }
 }
 

@@ -27,6 +27,10 @@ impl World {
         if !self.rng.chance(3) {
             return;
         }
+        if let Some((log_start, to, request)) = self.nodes[node].starting.take() {
+            self.nodes[node].log_start = self.nodes[node].log_start.max(log_start);
+            self.tells_log_start(node, to, &request);
+        }
         let extra = self.nodes[node].log.len() - self.nodes[node].durable;
         if extra == 0 {
             return;
@@ -81,10 +85,10 @@ impl World {
         let (now, bug) = (self.now, self.bug);
         let image = &self.image;
         let n = &mut self.nodes[node];
-        let (log_end, durable) = (n.log_end(), n.durable as Offset);
+        let (log_start, log_end, durable) = (n.log_start, n.log_end(), n.durable as Offset);
         let epoch = n.epoch;
         let Role::Leads(leader) = &mut n.role else { return };
-        leader.local(log_end, durable);
+        leader.local(log_start, log_end, durable);
         n.high_watermark = n.high_watermark.max(match bug {
             Bug::HighWatermarkEarly => durable,
             _ => leader.high_watermark(),
@@ -115,11 +119,12 @@ impl World {
     /// A leader sends what is due.
     pub(super) fn push(&mut self, node: usize) {
         let n = &mut self.nodes[node];
-        let (epoch, high_watermark) = (n.epoch, n.high_watermark);
+        let (epoch, log_start, high_watermark) = (n.epoch, n.log_start, n.high_watermark);
         let Role::Leads(leader) = &mut n.role else { return };
         let mut requests = Vec::new();
         let followers: Vec<i32> = leader.followers().collect();
         for follower in followers {
+            leader.connected(follower, true);
             leader.owes_note(follower);
             while let Some(next) = leader.next(follower) {
                 let (round, order, batch) = match next {
@@ -144,7 +149,7 @@ impl World {
                     epoch,
                     round,
                     high_watermark,
-                    log_start: 0,
+                    log_start,
                     order,
                 };
                 requests.push((follower as usize, Message::Request(request, first, batch)));
@@ -254,7 +259,19 @@ impl World {
         }
         let n = &mut self.nodes[node];
         n.high_watermark = n.high_watermark.max(request.high_watermark.min(n.durable as Offset));
+        if request.order == Order::Note && request.log_start > 0 {
+            if request.log_start > n.log_start && request.log_start <= n.high_watermark {
+                n.starting = Some((request.log_start, from, request));
+            } else {
+                self.tells_log_start(node, from, &request);
+            }
+        }
         Ok(())
+    }
+
+    fn tells_log_start(&mut self, node: usize, to: usize, request: &Request) {
+        let log_start = self.nodes[node].log_start;
+        self.answer(node, to, request, Says::LogStart(log_start));
     }
 
     pub(super) fn answered(&mut self, node: usize, from: usize, answer: &Answer) {

@@ -1,6 +1,10 @@
-//! DeleteRecords, versions 0 to 2 (KIP-107): moves the log start; -1 means the high watermark.
+//! DeleteRecords, versions 0 to 2 (KIP-107): moves the log start; -1 means the high watermark. It is answered once every replica in
+//! sync has moved its own, durably.
 
-use std::rc::Rc;
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use kafka_protocol::{
     ResponseError,
@@ -9,12 +13,13 @@ use kafka_protocol::{
         delete_records_response::{DeleteRecordsPartitionResult, DeleteRecordsTopicResult},
     },
 };
-use millrace_engine::PartitionKey;
+use millrace_engine::{PartitionKey, host::Host};
 use uuid::Uuid;
 
 use crate::{
     kafka::{errors::Failure, topics::find},
     node::{Node, OFFSETS_TOPIC},
+    replication::Slot,
     router::scatter,
 };
 
@@ -39,7 +44,7 @@ pub async fn handle(node: &Rc<Node>, request: DeleteRecordsRequest) -> DeleteRec
             match resolved {
                 Ok(r) => {
                     places.push((topics.len(), partitions.len()));
-                    work.push((r.shard, (r.key, asked.offset)));
+                    work.push((r.shard, (r.key, r.leader_epoch, asked.offset)));
                 }
                 Err(failure) => result.error_code = failure.code(),
             }
@@ -51,10 +56,20 @@ pub async fn handle(node: &Rc<Node>, request: DeleteRecordsRequest) -> DeleteRec
                 .with_partitions(partitions),
         );
     }
-    let results = scatter(node, work, |n, list| async move {
-        let mut out = Vec::with_capacity(list.len());
-        for (key, to) in list {
-            out.push(delete(&n, key, to).await);
+    let patience = Duration::from_millis(u64::try_from(request.timeout_ms).unwrap_or(0));
+    let results = scatter(node, work, move |n, list| async move {
+        let until = Instant::now() + patience;
+        let mut begun = Vec::with_capacity(list.len());
+        for (key, epoch, to) in list {
+            let deleted = delete(&n, key, epoch, to).await;
+            begun.push(deleted.map(|(slot, low)| (slot, epoch, low)));
+        }
+        let mut out = Vec::with_capacity(begun.len());
+        for deleted in begun {
+            out.push(match deleted {
+                Ok((slot, epoch, low)) => everywhere(&n, &slot, epoch, low, until).await,
+                Err(failure) => Err(failure),
+            });
         }
         out
     })
@@ -69,12 +84,29 @@ pub async fn handle(node: &Rc<Node>, request: DeleteRecordsRequest) -> DeleteRec
     DeleteRecordsResponse::default().with_topics(topics)
 }
 
-async fn delete(node: &Rc<Node>, key: PartitionKey, to: i64) -> Result<i64, Failure> {
-    let partition = node.engine.partition(&key).ok_or_else(Failure::unknown_partition)?;
+/// Moves the log start here. Returns the one that holds then.
+async fn delete(node: &Rc<Node>, key: PartitionKey, epoch: i32, to: i64) -> Result<(Rc<Slot>, i64), Failure> {
+    let slot = node.replication.slot(&key).ok_or_else(Failure::not_leader)?;
+    slot.check_leads(epoch)?;
+    let partition = Rc::clone(&slot.partition);
     let high_watermark = partition.status().high_watermark;
     let to = if to == -1 { high_watermark } else { to };
     if to < 0 || to > high_watermark {
         return Err(ResponseError::OffsetOutOfRange.into());
     }
-    Ok(node.engine.delete_records(&partition, to).await?)
+    let low = node.engine.delete_records(&partition, to).await?;
+    Ok((slot, low))
+}
+
+/// Waits until the replicas in sync have moved theirs, too.
+async fn everywhere(node: &Rc<Node>, slot: &Slot, epoch: i32, low: i64, until: Instant) -> Result<i64, Failure> {
+    let patience = async {
+        node.host.sleep(until.saturating_duration_since(Instant::now())).await;
+        Err(Failure::new(
+            ResponseError::RequestTimedOut,
+            "the replicas in sync have not all deleted the records in time; ask again",
+        ))
+    };
+    futures_lite::future::or(slot.wait_deleted(epoch, low), patience).await?;
+    Ok(low)
 }
