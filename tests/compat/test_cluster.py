@@ -11,7 +11,7 @@ import time
 
 import pytest
 from cluster import PARTITIONS, Load
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from conftest import BINARY
 from test_java_tools import TOOLS, run
@@ -215,7 +215,13 @@ def test_an_upgrade_rolls_from_the_previous_build_under_load(make_cluster):
         node.launch().wait_ready()
         cluster.wait_in_sync("t")
     assert load.finish() > 1_000
-    found = committed.committed([TopicPartition("t", p) for p in range(PARTITIONS)], timeout=20)
+    until, found = time.monotonic() + 20, []
+    while not found:
+        try:
+            found = committed.committed([TopicPartition("t", p) for p in range(PARTITIONS)], timeout=20)
+        except KafkaException as error:
+            # It asks the coordinator that it knew, and leaves it to its caller to ask the next one.
+            assert error.args[0].code() == KafkaError.NOT_COORDINATOR and time.monotonic() < until, error
     assert [tp.offset for tp in found] == list(range(PARTITIONS))
     # Now that every node knows it, the feature level may be raised; here it is the highest already.
     server = ["--bootstrap-server", cluster.bootstrap]
