@@ -6,6 +6,7 @@ use millrace_cluster::{
     controller::{
         brokers::{self, IsrChange},
         members::{self, Joining},
+        size,
     },
     metadata::{Image, MetadataRecord, Registration},
     peer::StreamKind,
@@ -46,19 +47,29 @@ pub async fn register(node: &Rc<Node>, registration: &Registration) -> Result<()
         let done = quorum
             .change(&node.host, |image| {
                 let decided = brokers::register(image, registration).and_then(|mut records| {
+                    let is_part = size::take_part(&mut records);
                     // It may be somewhere else than it was.
                     records.extend(members::join(image, &at)?);
-                    Ok(records)
+                    Ok((records, is_part))
                 });
                 match decided {
-                    Ok(records) => (records, Ok(())),
+                    Ok((records, is_part)) => (records, Ok(is_part)),
                     Err(refused) => (Vec::new(), Err(refused)),
                 }
             })
             .await;
+        // The rest is what follows from its taking part.
+        let done = match done {
+            Ok((Ok(true), _)) => {
+                let rest = quorum.change_in_parts(&node.host, |image| brokers::settle(image, |_| true));
+                rest.await.map(|_| Ok(()))
+            }
+            Ok((done, _)) => Ok(done.map(drop)),
+            Err(error) => Err(error),
+        };
         match done {
-            Ok((Ok(()), _)) => return Ok(()),
-            Ok((Err(refused), _)) => return Err(refused.into()),
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(refused)) => return Err(refused.into()),
             Err(MetadataError::NoQuorum) if !node.is_stop_wanted() => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(
@@ -132,16 +143,14 @@ pub async fn run(node: &Rc<Node>, registration: Registration) {
         });
         for broker in silent.collect::<Vec<_>>() {
             tracing::warn!(broker, "a broker does not answer and is fenced");
-            if let Err(error) = controller
-                .change(node, |image| (brokers::fence(image, broker), ()))
-                .await
-            {
+            let fenced = controller.change_in_parts(node, |image| brokers::fence(image, broker));
+            if let Err(error) = fenced.await {
                 tracing::warn!(broker, %error, "it could not be fenced");
             }
         }
         if balance && balanced.elapsed() >= balance_every {
             balanced = std::time::Instant::now();
-            let elected = controller.change(node, |image| (brokers::elect_preferred(image, |_, _| true), ()));
+            let elected = controller.change_in_parts(node, |image| brokers::elect_preferred(image, |_, _| true));
             if let Err(error) = elected.await {
                 tracing::warn!(%error, "preferred leaders could not be elected");
             }
@@ -157,7 +166,7 @@ pub async fn resign(node: &Rc<Node>) {
     if alone {
         return;
     }
-    let fenced = quorum.change(&node.host, |image| (brokers::fence(image, me), ()));
+    let fenced = quorum.change_in_parts(&node.host, |image| brokers::fence(image, me));
     let patience = async {
         node.host.sleep(Duration::from_secs(2)).await;
         Err(MetadataError::NoQuorum)
@@ -199,8 +208,7 @@ pub async fn alter_isr(node: &Rc<Node>, changes: Vec<IsrChange>) -> Result<(), F
 async fn change(node: &Rc<Node>, make: impl Fn(&Image) -> Vec<MetadataRecord> + Send + 'static) -> Result<(), Failure> {
     let changed = node.router.call(node, 0, move |n| async move {
         let coordinator = n.coordinator();
-        let controller = &coordinator.controller;
-        controller.change_patiently(&n, |image| (make(image), ())).await
+        coordinator.controller.change_in_parts(&n, make).await
     });
     changed.await?.map_err(Failure::from)
 }

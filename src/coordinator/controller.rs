@@ -10,7 +10,7 @@ use std::{
 };
 
 use millrace_cluster::{
-    controller::{placement::Place, topics::Defaults},
+    controller::{placement::Place, size, topics::Defaults},
     cores::Homes,
     metadata::{ConfigResource, Image, MetadataRecord},
 };
@@ -117,37 +117,53 @@ impl ControllerDriver {
         if self.quorum.is_lost() {
             return Err(MetadataError::NoQuorum);
         }
-        let turn = self.turn.acquire(1).await;
+        let _turn = self.turn.acquire(1).await;
         if self.quorum.is_lost() {
             return Err(MetadataError::NoQuorum);
         }
-        self.change_in_turn(node, turn, decide).await
+        let (answer, version) = self.quorum.change(&node.host, decide).await?;
+        self.wait_installed(node, version).await;
+        Ok(answer)
     }
 
-    /// The same for what the node itself wants changed: it waits a while for a quorum.
+    /// The same for what a client asks for: refused where it is too much for one change ([`size::check`]).
     ///
     /// # Errors
-    /// [`MetadataError`]; the change may then be made later, or not.
-    pub async fn change_patiently<T>(
+    /// [`Failure`]; unless it was refused, the change may then be made later, or not.
+    pub async fn change_for_client<T>(
         &self,
         node: &Rc<Node>,
         decide: impl Fn(&Image) -> (Vec<MetadataRecord>, T),
-    ) -> Result<T, MetadataError> {
-        let turn = self.turn.acquire(1).await;
-        self.change_in_turn(node, turn, decide).await
+    ) -> Result<T, Failure> {
+        let changed = self.change(node, |image| {
+            let (records, answer) = decide(image);
+            match size::check(&records) {
+                Ok(()) => (records, Ok(answer)),
+                Err(refused) => (Vec::new(), Err(refused)),
+            }
+        });
+        Ok(changed.await??)
     }
 
-    async fn change_in_turn<T>(
+    /// Has what this cluster itself needs agreed on, in as many changes as it takes; waits a while for a quorum.
+    ///
+    /// # Errors
+    /// [`MetadataError`]; some of it may be made then.
+    pub async fn change_in_parts(
         &self,
         node: &Rc<Node>,
-        _turn: Permit,
-        decide: impl Fn(&Image) -> (Vec<MetadataRecord>, T),
-    ) -> Result<T, MetadataError> {
-        let (answer, version) = self.quorum.change(&node.host, decide).await?;
+        decide: impl Fn(&Image) -> Vec<MetadataRecord>,
+    ) -> Result<(), MetadataError> {
+        let _turn = self.turn.acquire(1).await;
+        let version = self.quorum.change_in_parts(&node.host, decide).await?;
+        self.wait_installed(node, version).await;
+        Ok(())
+    }
+
+    async fn wait_installed(&self, node: &Rc<Node>, version: u64) {
         self.installs
             .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
             .await;
-        Ok(answer)
     }
 
     /// Waits until every shard of this node has all changes that were answered anywhere before this was called.
@@ -178,9 +194,7 @@ impl ControllerDriver {
         };
         self.looked.set(Some((began, caught_up)));
         if let Some(version) = version {
-            self.installs
-                .wait(|| (self.installed.get() >= version || node.is_stopping()).then_some(()))
-                .await;
+            self.wait_installed(node, version).await;
         }
         caught_up
     }
@@ -243,7 +257,7 @@ where
         .call(node, 0, move |n| async move {
             n.coordinator()
                 .controller
-                .change(&n, |image| match decide(&n, image) {
+                .change_for_client(&n, |image| match decide(&n, image) {
                     Ok(_) if validate_only => (Vec::new(), Ok(())),
                     Ok(records) => (records, Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),

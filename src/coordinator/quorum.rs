@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use millrace_cluster::{
+    controller::size,
     metadata::{Image, MetadataRecord, record},
     raft::{Outgoing, Quorum, QuorumConfig, QuorumError},
 };
@@ -384,6 +385,28 @@ impl QuorumDriver {
             }
         }
         Err(MetadataError::NoQuorum)
+    }
+
+    /// Has what `decide` wants agreed on, in as many changes as it takes: what each leaves undone it is asked for again.
+    ///
+    /// # Errors
+    /// [`MetadataError`]; some of it may be made then.
+    pub async fn change_in_parts<H: Host>(
+        &self,
+        host: &H,
+        decide: impl Fn(&Image) -> Vec<MetadataRecord>,
+    ) -> Result<u64, MetadataError> {
+        let part = |image: &Image| {
+            let mut records = decide(image);
+            let is_part = size::take_part(&mut records);
+            (records, is_part)
+        };
+        loop {
+            let (is_part, version) = self.change(host, part).await?;
+            if !is_part {
+                return Ok(version);
+            }
+        }
     }
 
     /// Waits until this member has applied all that was agreed on, anywhere, before it was called; returns the image's version then.

@@ -3,7 +3,13 @@
 use std::{collections::HashMap, rc::Rc};
 
 use kafka_protocol::ResponseError;
-use millrace_cluster::controller::topics::{self, NewTopic};
+use millrace_cluster::{
+    controller::{
+        size::Room,
+        topics::{self, NewTopic},
+    },
+    metadata::Image,
+};
 use uuid::Uuid;
 
 use super::errors::Failure;
@@ -16,46 +22,67 @@ use crate::{
 /// What became of one topic.
 pub type Created = Result<Uuid, Failure>;
 
-/// Creates topics in one change of the metadata; with `validate_only` nothing is changed.
+/// Creates topics, as many in one change of the metadata as it takes; with `validate_only` nothing is changed.
 ///
 /// # Errors
-/// [`Failure`] of the change as a whole; each topic has a result of its own.
+/// [`Failure`] of all; else each topic has a result of its own.
 pub async fn topics(node: &Rc<Node>, new: Vec<NewTopic>, validate_only: bool) -> Result<Vec<Created>, Failure> {
-    node.router
-        .call(node, 0, move |n| async move {
-            n.coordinator()
-                .controller
-                .change(&n, |image| {
-                    let defaults = defaults(&n, image);
-                    let mut image = image.clone();
-                    let mut records = Vec::new();
-                    let mut times_named: HashMap<&str, usize> = HashMap::new();
-                    new.iter().for_each(|t| *times_named.entry(&t.name).or_default() += 1);
-                    let results = new
-                        .iter()
-                        .map(|topic| {
-                            if times_named[topic.name.as_str()] > 1 {
-                                return Err(Failure::new(
-                                    ResponseError::InvalidRequest,
-                                    "Duplicate topic in the request.",
-                                ));
-                            }
-                            let id = Uuid::new_v4();
-                            let made = topics::create(&image, &defaults, &Known, topic, id)?;
-                            image = image.apply(&made);
-                            records.extend(made);
-                            Ok(id)
-                        })
-                        .collect();
-                    if validate_only {
-                        records.clear();
+    let made = node.router.call(node, 0, move |n| async move {
+        let mut times_named: HashMap<&str, usize> = HashMap::new();
+        new.iter().for_each(|t| *times_named.entry(&t.name).or_default() += 1);
+        let mut results: Vec<Created> = Vec::with_capacity(new.len());
+        while results.len() < new.len() {
+            let left = &new[results.len()..];
+            match some(&n, left, &times_named, validate_only).await {
+                Ok(some) => results.extend(some),
+                Err(failure) => results.extend(left.iter().map(|_| Err(failure.clone()))),
+            }
+        }
+        results
+    });
+    Ok(made.await?)
+}
+
+/// Creates the first of these topics, at least one.
+async fn some(
+    node: &Rc<Node>,
+    new: &[NewTopic],
+    times_named: &HashMap<&str, usize>,
+    validate_only: bool,
+) -> Result<Vec<Created>, Failure> {
+    let change = |image: &Image| {
+        let defaults = defaults(node, image);
+        let mut image = image.clone();
+        let mut records = Vec::new();
+        let mut results: Vec<Created> = Vec::new();
+        let mut room = Room::default();
+        for topic in new {
+            if times_named[topic.name.as_str()] > 1 {
+                results.push(Err(Failure::new(
+                    ResponseError::InvalidRequest,
+                    "Duplicate topic in the request.",
+                )));
+                continue;
+            }
+            let id = Uuid::new_v4();
+            match topics::create(&image, &defaults, &Known, topic, id) {
+                Ok(made) => {
+                    if !room.take(&made) {
+                        break;
                     }
-                    (records, results)
-                })
-                .await
-        })
-        .await?
-        .map_err(Failure::from)
+                    image = image.apply(&made);
+                    records.extend(made);
+                    results.push(Ok(id));
+                }
+                Err(refused) => results.push(Err(refused.into())),
+            }
+        }
+        if validate_only {
+            records.clear();
+        }
+        (records, results)
+    };
+    node.coordinator().controller.change_for_client(node, change).await
 }
 
 /// Creates topics with the broker's defaults because a client asked for their metadata; returns the refused.

@@ -1,7 +1,7 @@
 //! The one mapping from our errors to Kafka's codes and messages.
 
 use kafka_protocol::{ResponseError, protocol::StrBytes};
-use millrace_cluster::{controller::ControllerError, group::GroupError};
+use millrace_cluster::{controller::ControllerError, group::GroupError, raft::QuorumError};
 use millrace_engine::{AppendError, BatchError, ReadError, StorageError};
 
 use crate::{coordinator::controller::MetadataError, router::Stopping};
@@ -162,6 +162,7 @@ impl From<ControllerError> for Failure {
 impl From<MetadataError> for Failure {
     fn from(e: MetadataError) -> Self {
         let code = match &e {
+            MetadataError::Quorum(QuorumError::TooLarge { .. }) => ResponseError::PolicyViolation,
             MetadataError::Append(_)
             | MetadataError::Read(_)
             | MetadataError::Storage(_)

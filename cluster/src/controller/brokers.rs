@@ -53,15 +53,16 @@ pub fn register(image: &Image, registration: &Registration) -> Result<Vec<Metada
     Ok(records)
 }
 
-/// A broker does not answer, or is about to stop: others lead what it led, and it leaves every ISR that others are in.
+/// A broker does not answer, or is about to stop: others lead what it led, and it leaves every ISR that others are in. It takes part until
+/// the last of these records, so that they may be made in parts.
 #[must_use]
 pub fn fence(image: &Image, node: i32) -> Vec<MetadataRecord> {
     if !image.is_active(node) {
         return Vec::new();
     }
-    let mut records = vec![MetadataRecord::Fence { node }];
     let may_lead = |n: i32| n != node && image.is_active(n);
-    records.extend(change_each(image, all, may_lead, |change| change.leave(node)));
+    let mut records = change_each(image, all, may_lead, |change| change.leave(node));
+    records.push(MetadataRecord::Fence { node });
     records
 }
 

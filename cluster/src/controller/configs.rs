@@ -1,6 +1,6 @@
 //! Configurations of topics and brokers.
 
-use super::{ControllerError, brokers};
+use super::{ControllerError, brokers, size};
 use crate::metadata::{ConfigResource, Image, MetadataRecord};
 
 /// What is known of configuration names; the node's one registry stands behind it.
@@ -41,10 +41,21 @@ fn check_value(
     name: &str,
     value: &str,
 ) -> Result<(), ControllerError> {
+    size::check_value(name, value)?;
     match resource {
         ConfigResource::Topic(_) => registry.check_topic(name, value),
         ConfigResource::Broker(_) => registry.check_broker(name, value),
     }
+}
+
+/// The record of an entry; none takes back what is not there, whatever its name.
+fn entry(image: &Image, resource: &ConfigResource, name: &str, value: Option<String>) -> Option<MetadataRecord> {
+    let changes = value.is_some() || image.config(resource, name).is_some();
+    changes.then(|| MetadataRecord::Config {
+        resource: resource.clone(),
+        name: name.into(),
+        value,
+    })
 }
 
 /// What follows from other settings of a topic for its partitions.
@@ -109,11 +120,7 @@ pub fn alter_incrementally(
         if let Some(value) = &value {
             check_value(registry, resource, name, value)?;
         }
-        records.push(MetadataRecord::Config {
-            resource: resource.clone(),
-            name: name.clone(),
-            value,
-        });
+        records.extend(entry(image, resource, name, value));
     }
     Ok(with_consequences(image, resource, records))
 }
@@ -142,11 +149,7 @@ pub fn replace(
         if let Some(value) = value {
             check_value(registry, resource, name, value)?;
         }
-        records.push(MetadataRecord::Config {
-            resource: resource.clone(),
-            name: name.clone(),
-            value: value.clone(),
-        });
+        records.extend(entry(image, resource, name, value.clone()));
     }
     Ok(with_consequences(image, resource, records))
 }

@@ -7,6 +7,7 @@ pub mod leadership;
 pub mod members;
 pub mod placement;
 pub mod reassign;
+pub mod size;
 pub mod topics;
 
 use thiserror::Error;

@@ -6,6 +6,7 @@ use super::{
     ControllerError, PARTITIONS_MAX,
     configs::Registry,
     placement::{Place, spread},
+    size,
 };
 use crate::metadata::{ConfigResource, Image, MetadataRecord, PartitionImage};
 
@@ -206,6 +207,7 @@ pub fn create(
                 reason: format!("Null value not supported for topic configs: {name}"),
             });
         };
+        size::check_value(name, value)?;
         registry.check_topic(name, value)?;
         records.push(MetadataRecord::Config {
             resource: ConfigResource::Topic(topic.name.clone()),
@@ -213,6 +215,7 @@ pub fn create(
             value: Some(value.clone()),
         });
     }
+    size::check(&records)?;
     Ok(records)
 }
 

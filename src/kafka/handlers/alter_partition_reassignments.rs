@@ -70,7 +70,7 @@ pub async fn handle(
     let changed = node.router.call(node, 0, move |n| async move {
         n.coordinator()
             .controller
-            .change(&n, |image| {
+            .change_for_client(&n, |image| {
                 let mut image = image.clone();
                 let mut records = Vec::new();
                 let mut results = Vec::with_capacity(asked.len());
@@ -84,10 +84,7 @@ pub async fn handle(
             })
             .await
     });
-    let changed = changed
-        .await
-        .map_err(Failure::from)
-        .and_then(|r| r.map_err(Failure::from));
+    let changed = changed.await.map_err(Failure::from).and_then(|r| r);
     let mut results = match changed {
         Ok(results) => results.into_iter(),
         Err(failure) => {

@@ -72,7 +72,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ElectLeadersRequest)
             .call(node, 0, move |n| async move {
                 n.coordinator()
                     .controller
-                    .change(&n, |image| {
+                    .change_for_client(&n, |image| {
                         let results: Vec<Result<(), Failure>> =
                             wanted.iter().map(|(t, p)| check(image, t, *p, unclean)).collect();
                         let asked_for = |topic, partition| {
@@ -90,7 +90,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ElectLeadersRequest)
             })
             .await
             .map_err(Failure::from)
-            .and_then(|r| r.map_err(Failure::from))
+            .and_then(|r| r)
     };
     let results = match elected {
         Ok(results) => results,

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use raft::{
     Config, RawNode, SnapshotStatus, StateRole,
-    eraftpb::{Message, MessageType},
+    eraftpb::{Entry, Message, MessageType},
 };
 use step::Pending;
 pub use step::{Applied, Begun, Finished, Outgoing};
@@ -37,6 +37,11 @@ const SNAPSHOT_ELECTIONS: usize = 8;
 /// Bytes of entries in one message; larger ones travel alone.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 
+/// Bytes of one proposal: more than any change of the metadata has (`controller::size`) but one of all partitions of a large cluster.
+pub const PROPOSAL_BYTES_MAX: usize = 32 << 20;
+/// Bytes of proposals that a leader takes without a majority's answer; further ones are dropped.
+const UNCOMMITTED_BYTES_MAX: u64 = 2 * PROPOSAL_BYTES_MAX as u64;
+
 /// Why a member cannot go on, or not do what it was asked.
 #[derive(Debug, Error)]
 pub enum QuorumError {
@@ -51,6 +56,12 @@ pub enum QuorumError {
     Message {
         /// What is wrong with it.
         reason: String,
+    },
+    /// A proposal that is too large: nobody would take it.
+    #[error("a change of the metadata of {bytes} bytes; at most {PROPOSAL_BYTES_MAX} are made at once")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
     },
     /// This member's log has lost what it had: its folder was exchanged for an old copy.
     #[error(
@@ -149,6 +160,7 @@ impl Quorum {
             applied,
             max_size_per_msg: MESSAGE_BYTES_MAX,
             max_inflight_msgs: 256,
+            max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             check_quorum: true,
             pre_vote: true,
             ..Config::default()
@@ -328,6 +340,11 @@ impl Quorum {
             });
         }
         self.heard.insert(from, now_ms);
+        let too_large = |e: &Entry| e.data.len() > PROPOSAL_BYTES_MAX;
+        if passed_on && message.entries.iter().any(too_large) {
+            // Whoever made it hears nothing of it, and gives it up.
+            return Ok(());
+        }
         let stepped = self.raft.step(message);
         self.settle_election_timeout();
         match stepped {
@@ -369,7 +386,7 @@ impl Quorum {
     /// proposal may also be lost without a word, when leaders change.
     ///
     /// # Errors
-    /// There is no leader now.
+    /// There is no leader now, or it takes no more; [`QuorumError::TooLarge`].
     pub fn propose(&mut self, id: u64, base: u64, records: Vec<MetadataRecord>) -> Result<(), QuorumError> {
         let proposal = Proposal {
             base,
@@ -377,7 +394,11 @@ impl Quorum {
             id,
             records,
         };
-        Ok(self.raft.propose(Vec::new(), record::encode(&proposal))?)
+        let encoded = record::encode(&proposal);
+        if encoded.len() > PROPOSAL_BYTES_MAX {
+            return Err(QuorumError::TooLarge { bytes: encoded.len() });
+        }
+        Ok(self.raft.propose(Vec::new(), encoded)?)
     }
 
     /// Asks up to which index the log is committed now, by all that anybody was told; [`Finished::indexes`] brings the answer,
@@ -432,4 +453,83 @@ fn restore(data: &[u8]) -> Result<Image, QuorumError> {
     let mut image = Image::default().apply(&snapshot.records);
     image.version = snapshot.version;
     Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::ConfigResource;
+
+    fn alone() -> Quorum {
+        let config = QuorumConfig {
+            node: 1,
+            generation: 0,
+            tick_ms: 10,
+            election_ms: 100,
+            heartbeat_ms: 20,
+            seed: 1,
+        };
+        let member = Member {
+            node: 1,
+            directory: [1; 16],
+            generation: 0,
+            address: String::new(),
+            voter: true,
+        };
+        let mut quorum = Quorum::new(&config, &[found("c", vec![member], 1)]).expect("sound");
+        settle(&mut quorum);
+        assert!(quorum.is_leader());
+        quorum
+    }
+
+    fn settle(quorum: &mut Quorum) {
+        while quorum.begin().is_some() {
+            quorum.finish().expect("sound");
+        }
+    }
+
+    fn change(bytes: usize) -> Vec<MetadataRecord> {
+        vec![MetadataRecord::Config {
+            resource: ConfigResource::Broker(None),
+            name: "x".into(),
+            value: Some("v".repeat(bytes)),
+        }]
+    }
+
+    #[test]
+    fn a_proposal_that_is_too_large_comes_into_no_log() {
+        let mut quorum = alone();
+        let version = quorum.image().version;
+        let refused = quorum.propose(1, version, change(PROPOSAL_BYTES_MAX));
+        assert!(matches!(refused, Err(QuorumError::TooLarge { .. })), "{refused:?}");
+
+        // One that another member passes on.
+        let id = quorum.raft.raft.id;
+        let mut receive = |bytes: usize| {
+            let before = quorum.raft.raft.raft_log.last_index();
+            let proposal = Proposal {
+                base: version,
+                by: 2,
+                id: 1,
+                records: change(bytes),
+            };
+            let entry = Entry {
+                data: record::encode(&proposal),
+                ..Entry::default()
+            };
+            let mut message = Message {
+                from: raft_id(2, 0),
+                to: id,
+                entries: vec![entry],
+                ..Message::default()
+            };
+            message.set_msg_type(MessageType::MsgPropose);
+            quorum
+                .receive(2, &message.encode_to_vec(), 0)
+                .expect("no reason to hang up");
+            quorum.raft.raft.raft_log.last_index() - before
+        };
+        assert_eq!(receive(PROPOSAL_BYTES_MAX), 0);
+        assert_eq!(receive(10), 1);
+    }
 }
