@@ -30,6 +30,7 @@ use crate::{
     kafka::{
         errors::Failure,
         handlers::{init_producer_id::ProducerIds, produce::KnownRules},
+        hangups::Hangups,
         idle::Connections,
         sessions::Sessions,
     },
@@ -70,6 +71,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// How many there may be: `max.connections`, or fewer where the host allows fewer files.
     pub connections_max: usize,
+    /// Says which of them have hung up.
+    pub hangups: Arc<Hangups>,
     /// The broker was told to stop: it first hands on what it leads.
     pub stop_wanted: AtomicBool,
     /// The broker is stopping.

@@ -40,7 +40,7 @@ use crate::{
     },
     cpus, doctor,
     identity::{self, Identity, IdentityError},
-    kafka::idle,
+    kafka::{hangups::Hangups, idle},
     listen::{self, ListenError},
     node::{Buffers, METADATA_KEY, Node, Shared, View},
     peers::{
@@ -269,6 +269,8 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
         None
     };
     let ports = ports::bind(&settings, &members, identity.node_id, cpus.len())?;
+    let hangups =
+        Hangups::start().map_err(|e| ServeError::Host(format!("clients that hang up cannot be noticed: {e}")))?;
     let (router, mailboxes) = Router::new(cpus.len());
     let beside = cpus::beside(&allowed, &cpus);
     let context = Context {
@@ -283,6 +285,7 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
             data_dir: dir,
             connections: AtomicUsize::new(0),
             connections_max: sizes.connections,
+            hangups,
             stop_wanted: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }),

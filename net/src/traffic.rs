@@ -52,7 +52,8 @@ impl Traffic {
     }
 
     /// The socket, for what glommio cannot do with a stream whose halves are borrowed: to send several slices, to shut it down.
-    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+    #[must_use]
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: a half of the connection holds this, and with it the stream that owns the descriptor.
         self.socket.map(|socket| unsafe { BorrowedFd::borrow_raw(socket) })
     }

@@ -9,7 +9,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,10 @@ use millrace_net::{
     listener::{self, Writer},
 };
 
-use super::dispatch::{self, Reply};
+use super::{
+    dispatch::{self, Reply},
+    hangups::Hangup,
+};
 use crate::node::Node;
 
 /// Answers gathered into one write; while so much is unsent no further request is read.
@@ -40,6 +43,8 @@ pub struct Peer {
     pub to_core: bool,
     /// It has sent neither Metadata nor Produce requests before this one, or none that it can have acted on.
     pub has_only_come: bool,
+    /// Whether it has hung up.
+    pub hangup: Arc<Hangup>,
 }
 
 /// An answer's place in the order; empty until it is there.
@@ -152,15 +157,10 @@ pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
     let open = node.shared.connections.fetch_add(1, Ordering::Relaxed);
     let limit = node.shared.connections_max;
     if open < limit {
-        if let Ok(address) = stream.peer_addr() {
-            let mut peer = Peer {
-                address,
-                to_core,
-                has_only_come: true,
-            };
-            if let Err(error) = run(&node, stream, &mut peer).await {
-                log_end(&node, &peer, &error);
-            }
+        if let Ok(address) = stream.peer_addr()
+            && let Err(error) = run(&node, stream, address, to_core).await
+        {
+            log_end(&node, address, &error);
         }
     } else if let Some(before) = node.refusals.say() {
         tracing::warn!(
@@ -172,26 +172,36 @@ pub async fn serve(node: Rc<Node>, stream: TcpStream, to_core: bool) {
     node.shared.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
-fn log_end(node: &Node, peer: &Peer, error: &io::Error) {
+fn log_end(node: &Node, peer: SocketAddr, error: &io::Error) {
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            tracing::debug!(peer = %peer.address, %error, "connection ended");
+            tracing::debug!(%peer, %error, "connection ended");
         }
         _ => {
             if let Some(before) = node.bad_connections.say() {
-                tracing::warn!(peer = %peer.address, %error, before, "a client's connection was closed");
+                tracing::warn!(%peer, %error, before, "a client's connection was closed");
             }
         }
     }
 }
 
-async fn run(node: &Rc<Node>, stream: TcpStream, peer: &mut Peer) -> io::Result<()> {
+async fn run(node: &Rc<Node>, stream: TcpStream, address: SocketAddr, to_core: bool) -> io::Result<()> {
     let frame_limit = node.shared.settings.number("socket.request.max.bytes") as usize;
     let (mut reader, writer) = listener::split(stream, frame_limit);
-    node.connections.add(peer.address, reader.traffic());
+    node.connections.add(address, reader.traffic());
+    let watch = reader
+        .traffic()
+        .socket()
+        .map(|socket| node.shared.hangups.watch(socket));
+    let mut peer = Peer {
+        address,
+        to_core,
+        has_only_come: true,
+        hangup: watch.as_ref().map_or_else(Arc::default, |w| Arc::clone(&w.hangup)),
+    };
     let answers = Rc::new(Answers::default());
     let sender = glommio::spawn_local(send_answers(Rc::clone(&answers), writer)).detach();
-    let result = read_requests(node, &mut reader, &answers, peer).await;
+    let result = read_requests(node, &mut reader, &answers, &mut peer).await;
     answers.closed.set(true);
     answers.changed.wake_all();
     let sent = sender.await.unwrap_or(Ok(()));

@@ -60,7 +60,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
     }
     let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());
     match request.body {
-        RequestKind::Fetch(r) => h::fetch::handle(node, version, id, r).await,
+        RequestKind::Fetch(r) => h::fetch::handle(node, version, id, peer, r).await,
         RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
         RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, peer, r).await),
         RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, version, r).await),
@@ -69,7 +69,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
         RequestKind::JoinGroup(r) => answer!(h::join_group::handle(node, version, client_id, peer, r).await),
         RequestKind::Heartbeat(r) => answer!(h::heartbeat::handle(node, r).await),
         RequestKind::LeaveGroup(r) => answer!(h::leave_group::handle(node, version, r).await),
-        RequestKind::SyncGroup(r) => answer!(h::sync_group::handle(node, r).await),
+        RequestKind::SyncGroup(r) => answer!(h::sync_group::handle(node, peer, r).await),
         RequestKind::DescribeGroups(r) => answer!(h::describe_groups::handle(node, version, r).await),
         RequestKind::ListGroups(r) => answer!(h::list_groups::handle(node, version, r).await),
         RequestKind::ApiVersions(r) => answer!(h::api_versions::handle(node, version, &r)),

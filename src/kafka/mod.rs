@@ -1,6 +1,7 @@
 //! Serving the Kafka protocol: [`connection`] reads frames and keeps the order of answers, [`dispatch`] finds the
 //! handler, [`handlers`] has one file per API, [`reads`] the passes of a fetch over shards, [`local`] what runs on the shard that owns a
-//! partition, [`errors`] the one mapping to Kafka's codes. [`room`] bounds what answers take, [`idle`] ends connections that nothing moves over.
+//! partition, [`errors`] the one mapping to Kafka's codes. [`room`] bounds what answers take, [`idle`] ends connections that nothing moves over, [`hangups`] the waits of those
+//! whose peer has hung up.
 
 pub mod configs;
 pub mod connection;
@@ -10,6 +11,7 @@ pub mod dispatch;
 pub mod errors;
 pub mod features;
 pub mod handlers;
+pub mod hangups;
 pub mod idle;
 pub mod local;
 pub mod raft_voters;

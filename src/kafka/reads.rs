@@ -8,6 +8,7 @@ use millrace_engine::sync::{Permit, concurrently};
 use crate::{
     kafka::{
         errors::Failure,
+        hangups::Hangup,
         local::{self, Given, More, Read, Together, Waiting},
         room,
         sessions::{Partitions, SessionPartition, Wanted},
@@ -185,8 +186,8 @@ impl<'a> Reads<'a> {
         }
     }
 
-    /// Waits until the partitions together have so many bytes, for at most `time`.
-    pub async fn wait_for_more(&mut self, min_bytes: u64, time: Duration) {
+    /// Waits until the partitions together have so many bytes, for at most `time`, and no longer than the peer does.
+    pub async fn wait_for_more(&mut self, min_bytes: u64, time: Duration, hangup: &Hangup) {
         self.renew();
         let together = Arc::new(Together::new(min_bytes));
         let (waiting, mut waits): (Vec<_>, Vec<_>) = self
@@ -204,7 +205,11 @@ impl<'a> Reads<'a> {
             .unzip();
         poll_fn(|cx| {
             let over = waits.iter_mut().any(|wait| Pin::new(wait).poll(cx).is_ready());
-            if over { Poll::Ready(()) } else { Poll::Pending }
+            if over || hangup.poll(cx).is_ready() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
         waiting.iter().for_each(|part| part.cancel());

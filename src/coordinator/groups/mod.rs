@@ -28,6 +28,7 @@ use millrace_engine::{
 use self::log::Place;
 use crate::{
     config::Settings,
+    kafka::hangups::Hangup,
     node::{Node, OFFSETS_TOPIC},
 };
 
@@ -47,10 +48,38 @@ enum Answer {
     Synced(Result<Synced, GroupError>),
 }
 
+/// An answer that somebody waits for.
+struct Awaited<'a> {
+    driver: &'a GroupsDriver,
+    reply: ReplyId,
+}
+
+impl Awaited<'_> {
+    /// The answer; `None` if the peer hangs up before there is one.
+    async fn answer(&self, hangup: &Hangup) -> Option<Answer> {
+        let driver = self.driver;
+        let answered = driver
+            .answered
+            .wait(|| driver.answers.borrow_mut().get_mut(&self.reply)?.take());
+        let hung_up = async {
+            hangup.wait().await;
+            None
+        };
+        futures_lite::future::or(async { Some(answered.await) }, hung_up).await
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.driver.answers.borrow_mut().remove(&self.reply);
+    }
+}
+
 /// The group coordinator of a node.
 pub struct GroupsDriver {
     state: RefCell<Coordinator>,
-    answers: RefCell<HashMap<ReplyId, Answer>>,
+    /// Answers, and `None` for what is still to be answered. Whoever hangs up takes away its place, and nothing is kept for it.
+    answers: RefCell<HashMap<ReplyId, Option<Answer>>>,
     answered: WaitList,
     next_reply: Cell<ReplyId>,
     clock_changed: WaitList,
@@ -245,12 +274,8 @@ impl GroupsDriver {
                         tracing::error!(group, error = failure.message, "a group's state could not be persisted");
                     }
                 }
-                Output::Joined(reply, answer) => {
-                    self.answers.borrow_mut().insert(reply, Answer::Joined(answer));
-                }
-                Output::Synced(reply, answer) => {
-                    self.answers.borrow_mut().insert(reply, Answer::Synced(answer));
-                }
+                Output::Joined(reply, answer) => self.answer(reply, Answer::Joined(answer)),
+                Output::Synced(reply, answer) => self.answer(reply, Answer::Synced(answer)),
             }
         }
         self.answered.wake_all();
@@ -270,10 +295,17 @@ impl GroupsDriver {
         self.wake_clock();
     }
 
-    fn reply(&self) -> ReplyId {
+    fn awaited(&self) -> Awaited<'_> {
         let reply = self.next_reply.get();
         self.next_reply.set(reply + 1);
-        reply
+        self.answers.borrow_mut().insert(reply, None);
+        Awaited { driver: self, reply }
+    }
+
+    fn answer(&self, reply: ReplyId, answer: Answer) {
+        if let Some(place) = self.answers.borrow_mut().get_mut(&reply) {
+            *place = Some(answer);
+        }
     }
 
     /// Whether this node coordinates a group, and has it loaded; waits a while for that. With `create` the topic is created if
@@ -318,17 +350,19 @@ impl GroupsDriver {
     /// JoinGroup.
     ///
     /// # Errors
-    /// The error and the member id to answer with.
-    pub async fn join(&self, node: &Rc<Node>, join: Join) -> Result<Joined, (GroupError, String)> {
+    /// The error and the member id to answer with. A peer that hangs up while others are waited for is a member all the same, as in
+    /// Kafka: it goes when its session expires.
+    pub async fn join(&self, node: &Rc<Node>, join: Join, hangup: &Hangup) -> Result<Joined, (GroupError, String)> {
         let ready = self.ready(node, &join.group, !join.group.is_empty()).await;
         ready.map_err(|e| (e, join.member_id.clone()))?;
-        let reply = self.reply();
-        self.state.borrow_mut().join(reply, join, node.steady_ms());
+        let awaited = self.awaited();
+        let member_id = join.member_id.clone();
+        self.state.borrow_mut().join(awaited.reply, join, node.steady_ms());
         self.after_change(node).await;
-        let answer = self.answered.wait(|| self.answers.borrow_mut().remove(&reply)).await;
-        match answer {
-            Answer::Joined(answer) => answer,
-            Answer::Synced(_) => unreachable!("reply ids are given once"),
+        match awaited.answer(hangup).await {
+            Some(Answer::Joined(answer)) => answer,
+            Some(Answer::Synced(_)) => unreachable!("reply ids are given once"),
+            None => Err((GroupError::RebalanceInProgress, member_id)),
         }
     }
 
@@ -343,17 +377,17 @@ impl GroupsDriver {
         caller: Caller<'_>,
         protocol: (Option<&str>, Option<&str>),
         assignments: Vec<(String, Bytes)>,
+        hangup: &Hangup,
     ) -> Result<Synced, GroupError> {
         self.ready(node, group, false).await?;
-        let reply = self.reply();
-        self.state
-            .borrow_mut()
-            .sync(reply, group, caller, protocol, assignments, node.steady_ms());
+        let awaited = self.awaited();
+        let now = node.steady_ms();
+        (self.state.borrow_mut()).sync(awaited.reply, group, caller, protocol, assignments, now);
         self.after_change(node).await;
-        let answer = self.answered.wait(|| self.answers.borrow_mut().remove(&reply)).await;
-        match answer {
-            Answer::Synced(answer) => answer,
-            Answer::Joined(_) => unreachable!("reply ids are given once"),
+        match awaited.answer(hangup).await {
+            Some(Answer::Synced(answer)) => answer,
+            Some(Answer::Joined(_)) => unreachable!("reply ids are given once"),
+            None => Err(GroupError::RebalanceInProgress),
         }
     }
 

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use crate::{
     kafka::{
+        connection::Peer,
         dispatch::Reply,
         idle,
         reads::{Asked, Outcomes, Reads},
@@ -36,7 +37,7 @@ use crate::{
 };
 
 /// Handles a request; returns the encoded response. Records that are many are not copied into it.
-pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request: FetchRequest) -> Reply {
+pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, peer: &Peer, request: FetchRequest) -> Reply {
     let encode = |response: &FetchResponse, permit: Permit| {
         let records = response.responses.iter().flat_map(|t| &t.partitions);
         let large: Vec<Bytes> = records
@@ -124,7 +125,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, request:
         });
     if !answer_now {
         drop((outcomes, permit));
-        reads.wait_for_more(min_bytes, wait).await;
+        reads.wait_for_more(min_bytes, wait, &peer.hangup).await;
         (outcomes, permit) = reads.read_within(max_bytes).await;
     }
     drop(reads);

@@ -1,6 +1,6 @@
 //! JoinGroup, versions 0 to 9: the classic protocol, static membership (KIP-345), required member ids (KIP-394).
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use kafka_protocol::{
     messages::{JoinGroupRequest, JoinGroupResponse, join_group_response::JoinGroupResponseMember},
@@ -45,13 +45,12 @@ pub async fn handle(
         require_member_id: version >= 4,
         new_member_id: format!("{prefix}-{}", Uuid::new_v4()),
     };
+    let hangup = Arc::clone(&peer.hangup);
     let joined = node
         .router
-        .call(
-            node,
-            0,
-            move |n| async move { n.coordinator().groups.join(&n, join).await },
-        )
+        .call(node, 0, move |n| async move {
+            n.coordinator().groups.join(&n, join, &hangup).await
+        })
         .await;
     match joined {
         Ok(Ok(joined)) => answer(version, joined),

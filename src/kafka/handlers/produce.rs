@@ -32,6 +32,7 @@ use uuid::Uuid;
 use crate::{
     kafka::{
         errors::Failure,
+        idle,
         local::{self, Append, Wait},
         topics::{find, view_for},
     },
@@ -177,7 +178,10 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
     let wait = match acks {
         0 => Wait::No,
         1 => Wait::Durable,
-        _ => Wait::InSync(Duration::from_millis(u64::try_from(request.timeout_ms).unwrap_or(0))),
+        _ => {
+            let wait = Duration::from_millis(u64::try_from(request.timeout_ms).unwrap_or(0));
+            Wait::InSync(wait.min(idle::wait_max(node)))
+        }
     };
     let results = scatter(node, appends, move |n, list| async move {
         local::append(&n, list, wait).await

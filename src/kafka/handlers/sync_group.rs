@@ -1,6 +1,6 @@
 //! SyncGroup, versions 0 to 5: the leader hands assignments out, the others collect theirs.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use kafka_protocol::{
     messages::{SyncGroupRequest, SyncGroupResponse},
@@ -8,10 +8,14 @@ use kafka_protocol::{
 };
 use millrace_cluster::group::coordinator::Caller;
 
-use crate::{kafka::errors::Failure, node::Node};
+use crate::{
+    kafka::{connection::Peer, errors::Failure},
+    node::Node,
+};
 
 /// Handles a request.
-pub async fn handle(node: &Rc<Node>, request: SyncGroupRequest) -> SyncGroupResponse {
+pub async fn handle(node: &Rc<Node>, peer: &Peer, request: SyncGroupRequest) -> SyncGroupResponse {
+    let hangup = Arc::clone(&peer.hangup);
     let synced = node
         .router
         .call(node, 0, move |n| async move {
@@ -28,7 +32,7 @@ pub async fn handle(node: &Rc<Node>, request: SyncGroupRequest) -> SyncGroupResp
                 .collect();
             n.coordinator()
                 .groups
-                .sync(&n, &request.group_id, caller, protocol, assignments)
+                .sync(&n, &request.group_id, caller, protocol, assignments, &hangup)
                 .await
         })
         .await;
