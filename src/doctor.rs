@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::{self, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
 };
@@ -172,6 +172,15 @@ fn direct_io(dir: &Path) -> Finding {
     let _ = fs::remove_file(&name);
     match tried {
         Ok(()) => finding("direct I/O", Level::Good, format!("works in {}", dir.display())),
+        // It opened: a broker whose disk is full starts, for topics to be deleted.
+        Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => finding(
+            "direct I/O",
+            Level::Warning,
+            format!(
+                "the disk of {} is full: free some room, or delete topics",
+                dir.display()
+            ),
+        ),
         Err(e) if e.raw_os_error() == Some(22) => finding(
             "direct I/O",
             Level::Fatal,

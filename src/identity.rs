@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use millrace_engine::layout;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -16,6 +17,8 @@ use uuid::Uuid;
 const LAYOUT: i64 = 1;
 /// Name of the file.
 pub const FILE: &str = "millrace.identity";
+/// Its name until it is written.
+const HALF_WRITTEN: &str = "millrace.new";
 /// Name of the file whose lock says that a broker uses the folder.
 const LOCK: &str = "LOCK";
 /// Pause between two looks at whether the folder is still at its path.
@@ -76,6 +79,12 @@ pub enum IdentityError {
     #[error("{path} is no Millrace data folder", path = path.display())]
     NoFolder {
         /// The folder.
+        path: PathBuf,
+    },
+    /// Holds a broker's data, but not what says whose.
+    #[error("{path} is missing, though its folder holds a broker's data: put it back from a copy of the folder, or give another folder with --data-dir", path = path.display())]
+    Missing {
+        /// The file.
         path: PathBuf,
     },
     /// Holds files, but none of ours.
@@ -139,13 +148,17 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     };
     make_durably(dir).map_err(io_error(dir))?;
     let path = dir.join(FILE);
-    let foreign = !path.exists()
-        && fs::read_dir(dir)
+    if !path.exists() {
+        if layout::checkpoint_dir(dir).exists() || layout::journal_dir(dir).exists() {
+            return Err(IdentityError::Missing { path });
+        }
+        let is_foreign = fs::read_dir(dir)
             .map_err(io_error(dir))?
             .filter_map(Result::ok)
-            .any(|e| !matches!(e.file_name().to_str(), Some(LOCK | "lost+found")));
-    if foreign {
-        return Err(IdentityError::Foreign { path: dir.to_owned() });
+            .any(|e| !matches!(e.file_name().to_str(), Some(LOCK | HALF_WRITTEN | "lost+found")));
+        if is_foreign {
+            return Err(IdentityError::Foreign { path: dir.to_owned() });
+        }
     }
     let lock = take_lock(dir)?;
     if !path.exists() {
@@ -303,7 +316,7 @@ fn take_lock(dir: &Path) -> Result<File, IdentityError> {
 }
 
 fn write_durably(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    let temporary = dir.join(HALF_WRITTEN);
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
@@ -343,6 +356,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         fs::write(dir.path().join("notes.txt"), "x").expect("written");
         assert!(matches!(open(dir.path(), None), Err(IdentityError::Foreign { .. })));
+        let dir = tempfile::tempdir().expect("temporary folder");
+        fs::create_dir(dir.path().join("journal")).expect("made");
+        assert!(matches!(open(dir.path(), None), Err(IdentityError::Missing { .. })));
+        let dir = tempfile::tempdir().expect("temporary folder");
+        fs::write(dir.path().join(HALF_WRITTEN), "lay").expect("written");
+        assert!(
+            open(dir.path(), None).is_ok(),
+            "a first start that was killed is no stranger"
+        );
         let dir = tempfile::tempdir().expect("temporary folder");
         fs::write(dir.path().join(FILE), "layout = 99\n").expect("written");
         assert!(matches!(

@@ -472,5 +472,6 @@ pub fn log_config(settings: &Settings, image: &Image, topic: &TopicImage) -> Log
         retention_bytes: if internal { -1 } else { number("retention.bytes") },
         flush_messages: number("flush.messages"),
         flush_ms: number("flush.ms"),
+        is_internal: internal,
     }
 }

@@ -444,6 +444,9 @@ async fn first_shard(
 ) -> Result<(), ServeError> {
     let host = new_host(&context.shared.data_dir, &context.beside).await?;
     let shards = context.router.shards();
+    if !identity.is_new {
+        recovery::check_served(&host, &shard_config(&context, 0, 0))?;
+    }
     let recovered = recovery::recover(&host, &shard_config(&context, 0, 0), shards as u32).await?;
     for (path, position) in &recovered.torn {
         tracing::warn!(file = %path.display(), position, "the last write was torn by the crash and never acknowledged; it was left out");

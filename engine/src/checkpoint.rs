@@ -252,6 +252,15 @@ pub struct Found {
     pub shards: Vec<(u32, Checkpoint)>,
 }
 
+/// Whether a folder has a base checkpoint.
+///
+/// # Errors
+/// Any failure of the disk.
+pub fn is_there<H: Host>(host: &H, dir: &Path) -> Result<bool, StorageError> {
+    let names = host.list(dir).map_err(StorageError::io("list", dir))?;
+    Ok(names.iter().any(|n| matches!(Name::parse(n), Some(Name::Base { .. }))))
+}
+
 /// Reads the checkpoints of a folder.
 ///
 /// # Errors

@@ -32,6 +32,14 @@ pub enum StorageError {
         /// Which check failed.
         reason: String,
     },
+    /// Something is gone that every folder of its kind has.
+    #[error("{path} is missing or not complete: {reason}", path = path.display())]
+    Missing {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was in it, and what to do.
+        reason: String,
+    },
     /// A file of a format that this build cannot read.
     #[error("{path}: {reason}", path = path.display())]
     Incompatible {
@@ -98,9 +106,12 @@ impl StorageError {
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Corrupt { .. } | Self::Incompatible { .. } | Self::Moving | Self::Left | Self::Poisoned { .. } => {
-                false
-            }
+            Self::Corrupt { .. }
+            | Self::Missing { .. }
+            | Self::Incompatible { .. }
+            | Self::Moving
+            | Self::Left
+            | Self::Poisoned { .. } => false,
         }
     }
 }

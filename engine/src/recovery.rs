@@ -62,24 +62,82 @@ pub struct Recovered {
 /// Recovers a data folder; an empty one gives nothing, as incarnation 1.
 ///
 /// # Errors
-/// [`StorageError::Corrupt`] if acknowledged records are damaged or missing, [`StorageError::Incompatible`] for files
-/// of another format, and any failure of the disk.
+/// [`StorageError::Corrupt`] if acknowledged records are damaged or missing, [`StorageError::Missing`] if a part of the folder is gone,
+/// [`StorageError::Incompatible`] for files of another format, and any failure of the disk.
 pub async fn recover<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Result<Recovered, StorageError> {
+    match recover_once(host, config, shards).await {
+        // Whoever cannot start cannot delete anything either.
+        Err(error) if error.is_disk_full() && make_room(host, config).await? > 0 => {
+            tracing::warn!(%error, "the disk is full: journal files that hold nothing any more are emptied");
+            recover_once(host, config, shards).await
+        }
+        other => other,
+    }
+}
+
+/// Fails unless all is there that every folder has from which a broker has served.
+///
+/// # Errors
+/// [`StorageError::Missing`]; any failure of the disk.
+pub fn check_served<H: Host>(host: &H, config: &ShardConfig) -> Result<(), StorageError> {
+    if !checkpoint::is_there(host, &config.checkpoint_dir())? {
+        return Err(without_checkpoint(config));
+    }
+    replay::check_files(host, &config.journal_dir(), 0, true)
+}
+
+fn without_checkpoint(config: &ShardConfig) -> StorageError {
+    StorageError::Missing {
+        path: config.checkpoint_dir(),
+        reason: "it has no base checkpoint, which says what the segments and journals hold: restore the folder from a copy, or save what is \
+                 left with `millrace export`; if other nodes of a cluster have what it had, empty the folder"
+            .into(),
+    }
+}
+
+/// Makes room for a start on a full disk; returns how many files were emptied.
+async fn make_room<H: Host>(host: &H, config: &ShardConfig) -> Result<usize, StorageError> {
+    let found = checkpoint::load(host, &config.checkpoint_dir()).await?;
+    let mut emptied = 0;
+    for (shard, from) in replay_from(&found) {
+        emptied += replay::empty_unneeded(host, &config.journal_dir(), shard, found.incarnation, from).await?;
+    }
+    Ok(emptied)
+}
+
+/// The shards of the latest incarnation, and where replay of their journals begins.
+fn replay_from(found: &checkpoint::Found) -> BTreeMap<u32, Position> {
+    let all = (0..found.base.shards).map(|shard| (shard, Position::START));
+    let noted = found
+        .shards
+        .iter()
+        .map(|(shard, checkpoint)| (*shard, checkpoint.replay_from()));
+    all.chain(noted).collect()
+}
+
+async fn recover_once<H: Host>(host: &H, config: &ShardConfig, shards: u32) -> Result<Recovered, StorageError> {
     // What is made in them is made durable there; their own names are here.
     for dir in [config.checkpoint_dir(), config.journal_dir(), config.logs_dir()] {
         host.create_dir(&dir).await.map_err(StorageError::io("create", &dir))?;
     }
     (host.sync_dir(&config.dir).await).map_err(StorageError::io("sync", &config.dir))?;
     let found = checkpoint::load(host, &config.checkpoint_dir()).await?;
+    let replay_from = replay_from(&found);
+    let lists = |dir: &Path| host.list(dir).map_err(StorageError::io("list", dir));
+    if found.incarnation == 0 && !(lists(&config.journal_dir())?.is_empty() && lists(&config.logs_dir())?.is_empty()) {
+        return Err(without_checkpoint(config));
+    }
+    for shard in replay_from.keys() {
+        let has_checkpointed = found.shards.iter().any(|(s, _)| s == shard);
+        replay::check_files(host, &config.journal_dir(), *shard, has_checkpointed)?;
+    }
     let mut logs: BTreeMap<PartitionKey, LogState> = BTreeMap::new();
-    let mut replay_from: BTreeMap<u32, Position> = (0..found.base.shards).map(|s| (s, Position::START)).collect();
     for partition in found.base.partitions {
         logs.insert(partition.key(), partition.restore());
     }
     let mut homes = BTreeMap::new();
     let mut known: BTreeMap<u32, BTreeSet<PartitionKey>> = BTreeMap::new();
     for (shard, checkpoint) in found.shards {
-        replay_from.insert(shard, checkpoint.replay_from());
         let known = known.entry(shard).or_default();
         for partition in checkpoint.partitions {
             let log = partition.restore();

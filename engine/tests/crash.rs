@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, path::PathBuf, rc::Rc, time::Duration};
 
 use common::{
     LOG, append, config,
@@ -15,7 +15,7 @@ use common::{
 use millrace_engine::{
     StorageError,
     disk::sim::{Fault, SimHost, SimRng, UNFILLED},
-    host::Host,
+    host::{Host, HostFile, OpenMode},
     log::{LogConfig, LogState},
     recovery::{self, Recovered},
     shard::{Shard, ShardConfig},
@@ -302,6 +302,158 @@ fn a_full_disk_refuses_appends_and_goes_on_when_room_returns() {
         assert_eq!(append_one(&shard, 3).await, Ok(3));
     })
     .expect("ends");
+}
+
+#[test]
+fn logs_of_the_broker_itself_go_on_in_the_space_that_is_kept_free() {
+    let host = SimHost::new();
+    host.run(async {
+        let kept = 400 << 10;
+        let config = ShardConfig {
+            free_bytes_min: kept,
+            ..config(0, 1)
+        };
+        recovery::recover(&host, &config, 1).await.expect("a new folder");
+        let shard = Shard::open(host.clone(), config).await.expect("opened");
+        let s = shard.clone();
+        host.spawn(async move { s.run_commits().await });
+        let s = shard.clone();
+        host.spawn(async move { s.run_housekeeping().await });
+        shard.add_partition(LogState::new(key(0)), LOG);
+        let internal = LogConfig {
+            is_internal: true,
+            ..LOG
+        };
+        shard.add_partition(LogState::new(key(1)), internal);
+        host.sleep(Duration::from_secs(2)).await;
+        let free = async |bytes| {
+            host.inject(Fault::Full(host.used() + bytes));
+            host.sleep(Duration::from_secs(2)).await;
+        };
+        free(kept + (100 << 10)).await;
+        append(&shard, 0, b"a client's").await.expect("room");
+        free(kept / 2).await;
+        append(&shard, 0, b"a client's").await.expect_err("no room");
+        append(&shard, 1, b"a group's")
+            .await
+            .expect("that is what it is kept for");
+        free(kept / 8).await;
+        append(&shard, 1, b"a group's")
+            .await
+            .expect_err("a part is for metadata");
+        free(kept / 2).await;
+        append(&shard, 1, b"a group's").await.expect("room again");
+    })
+    .expect("ends");
+}
+
+#[test]
+fn a_start_on_a_full_disk_takes_the_room_of_journal_files_that_hold_nothing() {
+    let host = SimHost::new();
+    host.run(async {
+        let _shard = append_some(&host, 10).await;
+        // The journal has all its files.
+        host.sleep(Duration::from_secs(2)).await;
+    })
+    .expect("ends");
+    let disk = host.after_kill();
+    let full = disk.used();
+    disk.inject(Fault::Full(full));
+    disk.run(async {
+        let keeps_room = ShardConfig {
+            free_bytes_min: 200 << 10,
+            ..config(0, 2)
+        };
+        let recovered = recovery::recover(&disk, &keeps_room, 1).await.expect("it starts");
+        assert_eq!((recovered.replayed, recovered.partitions[0].log_end()), (10, 10));
+        let shard = Shard::open(disk.clone(), keeps_room).await.expect("opened");
+        let s = shard.clone();
+        disk.spawn(async move { s.run_commits().await });
+        let s = shard.clone();
+        disk.spawn(async move { s.run_housekeeping().await });
+        for log in recovered.partitions {
+            shard.add_partition(log, LOG);
+        }
+        disk.sleep(Duration::from_secs(5)).await;
+        assert!(
+            disk.used() + config(0, 2).journal_slot_bytes < full,
+            "the journal does not take back at once what was freed"
+        );
+        append_one(&shard, 10).await.expect_err("no room");
+        disk.inject(Fault::Full(u64::MAX));
+        disk.sleep(Duration::from_secs(5)).await;
+        assert_eq!(append_one(&shard, 10).await, Ok(10));
+        let records = shard.read(key(0), 0, 1 << 20, true).await.expect("all of them");
+        assert_eq!(records.next_offset, 11);
+        let (_, capacity) = shard.journal_usage();
+        assert_eq!(capacity, 3 * (64 << 10), "it is whole again when there is room");
+    })
+    .expect("ends");
+}
+
+#[test]
+fn a_stop_on_a_full_disk_leaves_the_rest_to_the_next_start() {
+    let host = SimHost::new();
+    host.run(async {
+        let shard = append_some(&host, 20).await;
+        host.sleep(Duration::from_secs(2)).await;
+        host.inject(Fault::Full(host.used()));
+        shard.close().await.expect("what is acknowledged is in the journal");
+    })
+    .expect("ends");
+    let disk = host.after_kill();
+    let recovered = disk
+        .run(recovery::recover(&disk, &config(0, 0), 1))
+        .expect("ends")
+        .expect("sound");
+    assert_eq!(recovered.partitions[0].log_end(), 20);
+}
+
+#[test]
+fn a_folder_that_lacks_a_part_is_refused_by_name() {
+    let host = SimHost::new();
+    host.run(async {
+        let shard = append_some(&host, 10).await;
+        host.sleep(Duration::from_secs(2)).await;
+        shard.flush_all().await.expect("flushed, with a checkpoint");
+        append_one(&shard, 10).await.expect("appended");
+    })
+    .expect("ends");
+    let without = |gone: &dyn Fn(&str) -> bool| {
+        let disk = host.after_kill();
+        disk.run(async {
+            for path in disk.files() {
+                if gone(path.to_str().expect("UTF-8")) {
+                    disk.remove_file(&path).await.expect("removed");
+                }
+            }
+            recovery::recover(&disk, &config(0, 0), 1).await
+        })
+        .expect("ends")
+    };
+    let missing = |gone: &dyn Fn(&str) -> bool| match without(gone) {
+        Err(StorageError::Missing { path, .. }) => path.to_str().expect("UTF-8").to_owned(),
+        other => panic!("{other:?}"),
+    };
+    assert!(without(&|_| false).is_ok());
+    assert_eq!(missing(&|p| p.contains("/journal/")), "/data/journal/0000-0000.journal");
+    assert_eq!(
+        missing(&|p| p.ends_with("0000-0001.journal")),
+        "/data/journal/0000-0001.journal"
+    );
+    assert_eq!(missing(&|p| p.contains("/checkpoint/")), "/data/checkpoint");
+    assert_eq!(missing(&|p| p.ends_with("base.checkpoint")), "/data/checkpoint");
+
+    // An empty file in its place says that what it held is given up.
+    let disk = host.after_kill();
+    let recovered = disk.run(async {
+        let path = PathBuf::from("/data/journal/0000-0000.journal");
+        let file = disk.open(&path, OpenMode::Durable).await.expect("opened");
+        file.truncate(0).await.expect("emptied");
+        recovery::recover(&disk, &config(0, 0), 1).await
+    });
+    let recovered = recovered.expect("ends").expect("what the segments hold");
+    assert_eq!(recovered.partitions[0].log_end(), 10);
 }
 
 #[test]

@@ -273,7 +273,7 @@ pub const ENTRIES: &[Entry] = &[
         "disk.free.bytes.min",
         Kind::Long(0, MAX),
         "268435456",
-        "Free space below which appends are refused.",
+        "Free space below which clients' appends are refused; a quarter of it below which committed offsets are.",
     ),
     broker(
         "socket.request.max.bytes",

@@ -47,6 +47,12 @@ pub enum JoinError {
     /// An address for clients.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The metadata is not here, and nobody is there who could send it.
+    #[error(
+        "the data folder belongs to cluster {0}, but does not hold its metadata: start this node with --cluster-listen and --peers, so that \
+         the others send it"
+    )]
+    NoMetadata(String),
     /// The cluster does not take it.
     #[error("the cluster refuses this broker: {0}")]
     Refused(String),
@@ -88,6 +94,9 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
             Some(records) => stored = records,
             None => return Ok(None),
         }
+    }
+    if stored.is_empty() && !shared.members.is_cluster() {
+        return Err(JoinError::NoMetadata(identity.cluster_id.clone()));
     }
     let election_ms = shared.settings.number("controller.quorum.election.timeout.ms");
     let quorum = Rc::new(QuorumDriver::new(

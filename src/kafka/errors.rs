@@ -81,6 +81,7 @@ fn storage_code(e: &StorageError) -> ResponseError {
     match e {
         StorageError::Io { .. }
         | StorageError::Corrupt { .. }
+        | StorageError::Missing { .. }
         | StorageError::Incompatible { .. }
         | StorageError::Poisoned { .. } => ResponseError::KafkaStorageError,
         StorageError::Moving | StorageError::Left => ResponseError::NotLeaderOrFollower,

@@ -154,7 +154,7 @@ pub async fn run(node: Rc<Node>) {
         for slot in replication.all() {
             let mut role = slot.role.borrow_mut();
             let Role::Leads(leader) = &mut *role else { continue };
-            let takes_nothing = slot.partition.check_healthy().is_err() || node.engine.is_disk_full();
+            let takes_nothing = slot.partition.check_healthy().is_err() || node.engine.lacks_room(&slot.partition);
             if takes_nothing && leader.isr().len() > 1 {
                 failed.push((slot.key.topic, slot.key.partition));
                 continue;

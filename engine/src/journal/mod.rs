@@ -14,6 +14,7 @@ pub mod ring;
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
+    io,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -126,13 +127,30 @@ const PARTITION_BYTES: u64 = 32 << 10;
 /// Time after a group in which the next one is expected.
 const IN_USE_MS: u64 = 50;
 
+/// What has become of a wish for another slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Grown {
+    /// There are all.
+    Whole,
+    /// There is one more, and more are missing.
+    InPart,
+    /// The disk has no room for it.
+    NoRoom,
+}
+
 /// Name of a ring file.
 #[must_use]
 pub fn slot_path(dir: &Path, shard: u32, slot: u32) -> PathBuf {
     dir.join(format!("{shard:04}-{slot:04}.journal"))
 }
 
-fn io_error(operation: &'static str, path: PathBuf, source: std::io::Error) -> StorageError {
+/// Shard and number of a ring file, by its name.
+fn parse_slot_name(name: &str) -> Option<(u32, u32)> {
+    let (shard, slot) = name.strip_suffix(".journal")?.split_once('-')?;
+    Some((shard.parse().ok()?, slot.parse().ok()?))
+}
+
+fn io_error(operation: &'static str, path: PathBuf, source: io::Error) -> StorageError {
     StorageError::Io {
         operation,
         path,
@@ -166,14 +184,14 @@ impl<H: Host, C> Journal<H, C> {
             unflushed_slot: Cell::new(None),
             used_ms: Cell::new(i64::MIN),
         };
-        journal.add_slot(0).await?;
+        journal.add_slot(0, u64::MAX).await?;
         Ok(journal)
     }
 
-    /// Prewrites one file and adds it to the ring. A file of the right length that says whose it is is taken as it is: its blocks
-    /// have been written, which is all that is asked of them. Whoever wrote them may have been killed before they and the file's
-    /// name were durable.
-    async fn add_slot(&self, slot: u32) -> Result<(), StorageError> {
+    /// Prewrites one file and adds it to the ring; false if that takes more than `room`. A file of the right length that says whose
+    /// it is is taken as it is: its blocks have been written, which is all that is asked of them. Whoever wrote them may have been
+    /// killed before they and the file's name were durable.
+    async fn add_slot(&self, slot: u32, room: u64) -> Result<bool, StorageError> {
         let path = slot_path(&self.config.dir, self.config.shard, slot);
         let fail = |operation| {
             let path = path.clone();
@@ -193,16 +211,13 @@ impl<H: Host, C> Journal<H, C> {
         }
         if !is_made {
             file.truncate(0).await.map_err(fail("truncate"))?;
-            let mut at = 0;
-            while at < self.config.slot_bytes {
-                let len = (self.config.slot_bytes - at).min(1 << 20);
-                let mut buf = self.host.buffer(len as usize);
-                buf.fill(0);
-                if at == 0 {
-                    header.encode(&mut buf);
-                }
-                file.write_at(buf, at).await.map_err(fail("prewrite"))?;
-                at += len;
+            if room < self.config.slot_bytes {
+                return Ok(false);
+            }
+            if let Err(error) = self.prewrite(&file, header).await {
+                // Half a file is of no use, and takes the room that others may need.
+                let _ = file.truncate(0).await;
+                return Err(fail("prewrite")(error));
             }
         }
         file.flush().await.map_err(fail("flush"))?;
@@ -210,19 +225,38 @@ impl<H: Host, C> Journal<H, C> {
         self.files.borrow_mut().insert(slot, Rc::new(file));
         self.ring.borrow_mut().add_slot(slot);
         self.ring_changed.wake_all();
+        Ok(true)
+    }
+
+    async fn prewrite(&self, file: &H::File, header: FileHeader) -> io::Result<()> {
+        let mut at = 0;
+        while at < self.config.slot_bytes {
+            let len = (self.config.slot_bytes - at).min(1 << 20);
+            let mut buf = self.host.buffer(len as usize);
+            buf.fill(0);
+            if at == 0 {
+                header.encode(&mut buf);
+            }
+            file.write_at(buf, at).await?;
+            at += len;
+        }
         Ok(())
     }
 
-    /// Adds the next slot that is missing; run in the background after [`open`](Self::open), until it says that there are all.
+    /// Adds the next slot that is missing, if it takes no more than `room`; run in the background after [`open`](Self::open), until
+    /// there are all.
     ///
     /// # Errors
     /// Any failure of the disk. The ring goes on with the slots it has; with only one it stops when that is full.
-    pub async fn grow(&self) -> Result<bool, StorageError> {
+    pub async fn grow(&self, room: u64) -> Result<Grown, StorageError> {
         let slot = self.files.borrow().len() as u32;
-        if slot < self.config.slots {
-            self.add_slot(slot).await?;
+        if slot < self.config.slots && !self.add_slot(slot, room).await? {
+            return Ok(Grown::NoRoom);
         }
-        Ok(slot + 1 >= self.config.slots)
+        Ok(match slot + 1 < self.config.slots {
+            true => Grown::InPart,
+            false => Grown::Whole,
+        })
     }
 
     /// Queues an entry; entries become durable in the order of these calls.

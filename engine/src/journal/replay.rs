@@ -15,6 +15,7 @@ use crate::{
     journal::{
         Position,
         format::{self, GroupHeader},
+        parse_slot_name, slot_path,
     },
     layout::{BLOCK, FileHeader, FileKind},
     salvage::Damage,
@@ -118,11 +119,69 @@ fn corrupt(slot: &Slot, at: Position, witness: Position) -> StorageError {
         position: at.offset,
         reason: format!(
             "journal group {}:{} does not check out although group {}:{} was written after it was flushed; \
-             acknowledged records may be damaged: restore the folder from a copy, or remove this journal file to go \
+             acknowledged records may be damaged: restore the folder from a copy, or empty this journal file to go \
              on with what the segments hold",
             at.seq, at.offset, witness.seq, witness.offset
         ),
     }
+}
+
+/// Looks whether all files of a shard's journal are there, as far as that can be told: they are made one after the other, the first
+/// one before anything is acknowledged. Without any at all `must_exist` says whether there must be one.
+///
+/// # Errors
+/// [`StorageError::Missing`]; any failure of the disk.
+pub fn check_files<H: Host>(host: &H, dir: &Path, shard: u32, must_exist: bool) -> Result<(), StorageError> {
+    let names = host.list(dir).map_err(StorageError::io("list", dir))?;
+    let last = (names.iter().filter_map(|name| parse_slot_name(name)))
+        .filter_map(|(of, slot)| (of == shard).then_some(slot))
+        .max();
+    let last = match last {
+        Some(last) => last,
+        None if must_exist => 0,
+        None => return Ok(()),
+    };
+    for slot in 0..=last {
+        let path = slot_path(dir, shard, slot);
+        let is_there = (path.file_name().and_then(|n| n.to_str())).is_some_and(|n| names.iter().any(|name| name == n));
+        if !is_there {
+            return Err(StorageError::Missing {
+                path,
+                reason: "records that were acknowledged may have been in it alone: restore the folder from a copy, or, if other nodes of a \
+                         cluster have what it had, empty the folder; to go on with what the segments hold make an empty file of that name"
+                    .into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Gives the disk back what journal files take that hold nothing that a replay from `from` on needs. The first file, which the next
+/// start needs, stays, and so do all names. Returns how many were emptied.
+///
+/// # Errors
+/// Any failure of the disk.
+pub async fn empty_unneeded<H: Host>(
+    host: &H,
+    dir: &Path,
+    shard: u32,
+    incarnation: u64,
+    from: Position,
+) -> Result<usize, StorageError> {
+    let mut emptied = 0;
+    let first = slot_path(dir, shard, 0);
+    for slot in read_slots(host, dir, &format!("{shard:04}-")).await? {
+        let is_needed = headers(&slot).any(|h| h.incarnation == incarnation && h.shard == shard && h.position >= from);
+        if is_needed || slot.path == first {
+            continue;
+        }
+        let path = &slot.path;
+        let file = (host.open(path, OpenMode::Existing).await).map_err(StorageError::io("open", path))?;
+        file.truncate(0).await.map_err(StorageError::io("truncate", path))?;
+        file.flush().await.map_err(StorageError::io("flush", path))?;
+        emptied += 1;
+    }
+    Ok(emptied)
 }
 
 /// What damaged journals still hold.

@@ -23,6 +23,8 @@ pub struct LogConfig {
     pub flush_messages: i64,
     /// A flush is due so long after an unflushed append.
     pub flush_ms: i64,
+    /// A log of the broker's own: it goes on in the disk space that is kept free of clients' records.
+    pub is_internal: bool,
 }
 
 impl Default for LogConfig {
@@ -34,6 +36,7 @@ impl Default for LogConfig {
             retention_bytes: -1,
             flush_messages: 1,
             flush_ms: i64::MAX,
+            is_internal: false,
         }
     }
 }

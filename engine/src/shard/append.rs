@@ -104,15 +104,15 @@ impl<H: Host> Shard<H> {
 
     fn append_batches(&self, key: PartitionKey, batches: Vec<Batch>, permit: Permit) -> Result<Appended, AppendError> {
         let partition = self.partition(&key).ok_or(AppendError::UnknownPartition(key))?;
-        let room = self.check_appendable(&partition, &batches)?;
+        let free = self.check_appendable(&partition, &batches)?;
         if let Some(duplicate) = check_sequences(&partition, &batches)? {
             return Ok(duplicate);
         }
-        self.0.disk_room.set(room);
+        self.0.disk_free.set(free);
         Ok(self.take_in(&partition, batches, permit))
     }
 
-    /// The room left on the disk after these batches, if they may be appended.
+    /// What is free on the disk after these batches, if they may be appended.
     pub(crate) fn check_appendable(&self, partition: &Partition, batches: &[Batch]) -> Result<u64, AppendError> {
         let inner = &self.0;
         partition.check_writable()?;
@@ -125,16 +125,13 @@ impl<H: Host> Shard<H> {
         let bytes: u64 = batches.iter().map(|b| b.header.stored_len()).sum();
         // What nodes agree on is small, and is what the space kept free is for: without it this one could not even be told to go.
         if batches.iter().all(|b| b.header.format == PayloadFormat::Metadata) {
-            return Ok(inner.disk_room.get().saturating_sub(bytes));
+            return Ok(inner.disk_free.get().saturating_sub(bytes));
         }
-        let room = inner.disk_room.get().checked_sub(bytes);
-        room.filter(|_| !inner.disk_full.get())
+        let kept = inner.config.kept_free_of(&partition.config.get());
+        let free = inner.disk_free.get().checked_sub(bytes).filter(|free| *free >= kept);
+        free.filter(|_| !self.lacks_room(partition))
             .ok_or_else(|| AppendError::DiskFull {
-                reason: format!(
-                    "fewer than {} bytes are free in {}",
-                    inner.config.free_bytes_min,
-                    inner.config.dir.display()
-                ),
+                reason: format!("fewer than {kept} bytes are free in {}", inner.config.dir.display()),
             })
     }
 
@@ -420,7 +417,7 @@ impl<H: Host> Shard<H> {
             let sealed = partition.sealed_end(base);
             if sealed.is_none() && end >= inner.config.room_ahead_min {
                 // Where the disk is nearly full, room is for what is there.
-                file.make_room(end, inner.disk_room.get() / ROOM_SHARE).await;
+                file.make_room(end, self.disk_room() / ROOM_SHARE).await;
             }
             segment::write_run(&inner.host, &file, &path, run, pace).await?;
             inner

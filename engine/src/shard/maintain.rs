@@ -94,10 +94,14 @@ impl<H: Host> Shard<H> {
         self.0.read_cache.forget(partition.key);
     }
 
-    /// Whether appends are refused because too little of the disk is free.
+    /// Whether appends to a partition are refused because too little of the disk is free.
     #[must_use]
-    pub fn is_disk_full(&self) -> bool {
-        self.0.disk_full.get()
+    pub fn lacks_room(&self, partition: &Partition) -> bool {
+        let config = partition.config.get();
+        match config.is_internal {
+            true => self.0.disk_free.get() < self.0.config.kept_free_of(&config),
+            false => self.0.disk_full.get(),
+        }
     }
 
     /// Removes files in the background, one at a time.

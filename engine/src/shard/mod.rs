@@ -42,7 +42,7 @@ use crate::{
     error::StorageError,
     host::Host,
     index_cache::IndexCache,
-    journal::{Journal, JournalConfig, Position},
+    journal::{Grown, Journal, JournalConfig, Position},
     layout,
     log::{LogConfig, LogState},
     paged::PagedDeque,
@@ -58,6 +58,9 @@ const GROW_RETRY: Duration = Duration::from_secs(1);
 const BREATH: Duration = Duration::from_millis(1);
 /// One part in so many of the read cache's bytes is for indexes.
 const INDEX_SHARE: usize = 8;
+
+/// The broker's own logs leave so small a part of the space that is kept free to metadata, which goes on as long as there is any.
+const INTERNAL_SHARE: u64 = 4;
 
 /// Sizes of a shard. All are limits: what happens at each is said here.
 #[derive(Clone, Debug)]
@@ -86,7 +89,7 @@ pub struct ShardConfig {
     pub open_files: usize,
     /// Partitions written at once from which on they are made durable together ([`Host::sync_all`]) instead of file by file.
     pub sync_all_min: usize,
-    /// Free bytes on the disk below which appends are refused.
+    /// Free bytes on the disk below which appends are refused; those to the broker's own logs below an [`INTERNAL_SHARE`]th of that.
     pub free_bytes_min: u64,
     /// A producer that has not written for so long is forgotten.
     pub producer_expiration_ms: i64,
@@ -96,6 +99,14 @@ pub struct ShardConfig {
 }
 
 impl ShardConfig {
+    /// Free bytes on the disk below which appends to such a log are refused.
+    fn kept_free_of(&self, log: &LogConfig) -> u64 {
+        match log.is_internal {
+            true => self.free_bytes_min / INTERNAL_SHARE,
+            false => self.free_bytes_min,
+        }
+    }
+
     /// Folder of the journals.
     #[must_use]
     pub fn journal_dir(&self) -> PathBuf {
@@ -173,8 +184,9 @@ pub(crate) struct Inner<H: Host> {
     /// Where replay would begin.
     pub(crate) checkpointed: Cell<Position>,
     pub(crate) poisoned: RefCell<Option<String>>,
-    /// Bytes that may still be appended before the disk is asked again.
-    pub(crate) disk_room: Cell<u64>,
+    /// Free on the disk when it was asked last, less what has been appended since.
+    pub(crate) disk_free: Cell<u64>,
+    /// It had no room for clients' appends then.
     pub(crate) disk_full: Cell<bool>,
     pub(crate) flush_timer: Cell<bool>,
     pub(crate) closing: Cell<bool>,
@@ -239,7 +251,7 @@ impl<H: Host> Shard<H> {
             carries: Cell::new(false),
             checkpointed: Cell::new(Position::START),
             poisoned: RefCell::default(),
-            disk_room: Cell::new(0),
+            disk_free: Cell::new(0),
             disk_full: Cell::new(false),
             flush_timer: Cell::new(false),
             closing: Cell::new(false),
@@ -263,16 +275,20 @@ impl<H: Host> Shard<H> {
         host.spawn(async move {
             let mut is_told = false;
             while !s.0.closing.get() {
-                match s.0.journal.grow().await {
-                    Ok(true) => return,
-                    Ok(false) => {}
-                    Err(error) => {
-                        if !std::mem::replace(&mut is_told, true) {
-                            tracing::warn!(shard = s.0.config.shard, %error, "the journal stays smaller than configured until that is mended");
-                        }
-                        s.0.host.sleep(GROW_RETRY).await;
-                    }
+                let reason = match s.0.journal.grow(s.disk_room()).await {
+                    Ok(Grown::Whole) => return,
+                    Ok(Grown::InPart) => continue,
+                    Ok(Grown::NoRoom) => "the disk has no room for more".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(
+                        shard = s.0.config.shard,
+                        reason,
+                        "the journal stays smaller than configured until that is mended"
+                    );
                 }
+                s.0.host.sleep(GROW_RETRY).await;
             }
         });
         Ok(shard)
@@ -360,7 +376,17 @@ impl<H: Host> Shard<H> {
     /// Any failure of the disk.
     pub async fn close(&self) -> Result<(), StorageError> {
         self.clear_rest().await;
-        self.flush_all().await?;
+        match self.flush_all().await {
+            Err(error) if error.is_disk_full() => {
+                self.0.journal.flush().await?;
+                tracing::warn!(
+                    shard = self.0.config.shard,
+                    %error,
+                    "the disk is full: what is not in segments stays in the journal, and is written at the next start"
+                );
+            }
+            flushed => flushed?,
+        }
         self.store_active_indexes().await;
         self.shorten_active_segments().await;
         self.remove_leaving().await;
@@ -370,21 +396,26 @@ impl<H: Host> Shard<H> {
         Ok(())
     }
 
+    /// Bytes that clients may still append before the disk is asked again.
+    pub(crate) fn disk_room(&self) -> u64 {
+        self.0.disk_free.get().saturating_sub(self.0.config.free_bytes_min)
+    }
+
     /// Asks the disk how much room is left; called now and then and after write-back.
     pub(crate) fn check_disk_room(&self) {
         let inner = &self.0;
         match inner.host.free_space(&inner.config.dir) {
             Ok(free) => {
-                let room = free.saturating_sub(inner.config.free_bytes_min);
-                inner.disk_room.set(room);
-                let full = room == 0;
+                inner.disk_free.set(free);
+                let full = self.disk_room() == 0;
                 if full != inner.disk_full.replace(full) {
                     if full {
                         tracing::error!(
                             shard = inner.config.shard,
                             free_bytes = free,
                             needed_bytes = inner.config.free_bytes_min,
-                            "the disk is full: appends are refused until room returns, reads go on"
+                            "the disk is full: clients' appends are refused until room returns, reads go on; free some room, or delete \
+                             topics"
                         );
                     } else {
                         tracing::info!(shard = inner.config.shard, free_bytes = free, "the disk has room again");

@@ -81,7 +81,7 @@ impl<H: Host> Shard<H> {
         permit: Permit,
     ) -> Result<Offset, AppendError> {
         let partition = self.partition(&key).ok_or(AppendError::UnknownPartition(key))?;
-        let room = self.check_appendable(&partition, &batches)?;
+        let free = self.check_appendable(&partition, &batches)?;
         let (mut next, mut epoch) = partition.with_state(|s| (s.log_end(), s.epochs.latest().unwrap_or(-1)));
         for Batch { header, payload } in &batches {
             let span = header.last_offset.checked_sub(header.base_offset);
@@ -106,7 +106,7 @@ impl<H: Host> Shard<H> {
             }
             (next, epoch) = (header.last_offset + 1, header.leader_epoch);
         }
-        self.0.disk_room.set(room);
+        self.0.disk_free.set(free);
         Ok(self.take_in(&partition, batches, permit).end_offset)
     }
 

@@ -76,7 +76,7 @@ impl<H: Host> Shard<H> {
             if let Err(error) = result {
                 if error.is_disk_full() {
                     inner.disk_full.set(true);
-                    inner.disk_room.set(0);
+                    inner.disk_free.set(0);
                     tracing::error!(shard = inner.config.shard, %error, "write-back waits for room on the disk");
                 } else {
                     tracing::error!(shard = inner.config.shard, %error, "write-back failed and will be tried again");

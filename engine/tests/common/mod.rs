@@ -37,6 +37,7 @@ pub fn config(shard: u32, incarnation: u64) -> ShardConfig {
 }
 
 pub const LOG: LogConfig = LogConfig {
+    is_internal: false,
     segment_bytes: 40 << 10,
     segment_ms: i64::MAX,
     retention_ms: -1,
