@@ -49,6 +49,7 @@ tools() {
   fi
   if command -v go >/dev/null; then
     (cd tests/compat/go && mkdir -p "$WORK/go" && go build -o "$WORK/go/" ./franz ./sarama)
+    (cd tests/compat/go-old-sarama && go build -o "$WORK/go/old-sarama" .)
   fi
   if command -v npm >/dev/null && ! cmp -s tests/compat/js/package.json "$WORK/js/package.json"; then
     rm -rf "$WORK/js" && cp -r tests/compat/js "$WORK/js"

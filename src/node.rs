@@ -20,7 +20,7 @@ use millrace_engine::{
     shard::Shard,
     sync::{Budget, WaitList},
 };
-use millrace_net::quic::Endpoint;
+use millrace_net::{kafka::compression::Unpackers, quic::Endpoint};
 use uuid::Uuid;
 
 use crate::{
@@ -28,11 +28,8 @@ use crate::{
     coordinator::{controller::ControllerDriver, groups::GroupsDriver, moves::Moves},
     endpoints::{Departures, Endpoints},
     kafka::{
-        errors::Failure,
-        handlers::{init_producer_id::ProducerIds, produce::KnownRules},
-        hangups::Hangups,
-        idle::Connections,
-        sessions::Sessions,
+        check::KnownRules, errors::Failure, handlers::init_producer_id::ProducerIds, hangups::Hangups,
+        idle::Connections, sessions::Sessions,
     },
     peers::Members,
     replication::{self, Replication},
@@ -153,6 +150,8 @@ pub struct Node {
     pub in_flight: Cell<usize>,
     /// What batches for topics must meet.
     pub produce_rules: RefCell<KnownRules>,
+    /// What opens compressed batches.
+    pub unpackers: Unpackers,
 }
 
 /// What runs on shard 0 only.
@@ -223,6 +222,7 @@ impl Node {
             stop: WaitList::default(),
             in_flight: Cell::new(0),
             produce_rules: RefCell::default(),
+            unpackers: Unpackers::default(),
         })
     }
 

@@ -381,6 +381,7 @@ fn shard_config(context: &Context, shard: usize, incarnation: u64) -> ShardConfi
         open_files: context.sizes.open_files,
         sync_all_min: 32,
         free_bytes_min: settings.number("disk.free.bytes.min") as u64,
+        retention_check: Duration::from_millis(settings.number("log.retention.check.interval.ms").unsigned_abs()),
         producer_expiration_ms: settings.number("producer.id.expiration.ms"),
         producers_max: context.sizes.producers,
     }

@@ -159,6 +159,7 @@ fn shard(partitions: u32) -> (NullHost, Shard<NullHost>) {
         open_files: 64,
         sync_all_min: 32,
         free_bytes_min: 0,
+        retention_check: std::time::Duration::from_secs(30),
         producer_expiration_ms: i64::MAX / 2,
         producers_max: 1_000,
     };

@@ -12,6 +12,10 @@ use crate::{checksum, error::BatchError};
 
 /// Bytes before the first record.
 pub const BATCH_HEADER_LEN: usize = 61;
+/// What stands for the timestamp of a record that has none.
+pub const NO_TIMESTAMP: i64 = -1;
+/// Where the largest timestamp stands.
+const MAX_TIMESTAMP_AT: usize = 35;
 /// Where the CRC stands.
 const CRC_AT: usize = 17;
 /// Bytes before what the CRC covers.
@@ -33,7 +37,10 @@ pub struct BatchInfo {
     pub last_offset_delta: i32,
     /// Timestamp that record deltas count from, ms.
     pub base_timestamp: i64,
-    /// Largest timestamp as stated, ms.
+    /// Smallest timestamp of those that are known, ms; `i64::MAX` if no record has one. Of a compressed batch that was not opened: as
+    /// stated.
+    pub min_timestamp: i64,
+    /// Largest timestamp, ms; negative if no record has one. Of a compressed batch that was not opened: as stated.
     pub max_timestamp: i64,
     /// -1 without idempotence.
     pub producer_id: i64,
@@ -45,7 +52,55 @@ pub struct BatchInfo {
     pub record_count: i32,
 }
 
+/// The times of a batch's records, ms.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Times {
+    /// Smallest of those that are no [`NO_TIMESTAMP`]; `i64::MAX` if there is none.
+    pub min: i64,
+    /// Largest.
+    pub max: i64,
+}
+
+impl Default for Times {
+    /// Of no records.
+    fn default() -> Self {
+        Self {
+            min: i64::MAX,
+            max: i64::MIN,
+        }
+    }
+}
+
+impl Times {
+    /// Takes in a record's.
+    pub fn note(&mut self, timestamp: i64) {
+        if timestamp != NO_TIMESTAMP {
+            self.min = self.min.min(timestamp);
+        }
+        self.max = self.max.max(timestamp);
+    }
+}
+
 impl BatchInfo {
+    /// What is known of the records' times.
+    #[must_use]
+    pub fn times(&self) -> Times {
+        Times {
+            min: self.min_timestamp,
+            max: self.max_timestamp,
+        }
+    }
+
+    /// The same with what the records themselves say of their times.
+    #[must_use]
+    pub fn with_times(self, times: Times) -> Self {
+        Self {
+            min_timestamp: times.min,
+            max_timestamp: times.max,
+            ..self
+        }
+    }
+
     /// Codec number: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd.
     #[must_use]
     pub fn compression(&self) -> i16 {
@@ -95,6 +150,24 @@ pub fn crc_of_checked(batch: &[u8]) -> Result<u32, BatchError> {
     Ok(checksum::append(crc32c::crc32c(first), rest, stated))
 }
 
+/// The header of a batch that was checked before.
+///
+/// # Errors
+/// [`BatchError::Truncated`] if it is shorter than a header.
+pub fn header(batch: &[u8]) -> Result<BatchInfo, BatchError> {
+    Ok(BatchInfo {
+        attributes: i16::from_be_bytes(be(batch, 21)?),
+        last_offset_delta: i32::from_be_bytes(be(batch, 23)?),
+        base_timestamp: i64::from_be_bytes(be(batch, 27)?),
+        min_timestamp: i64::from_be_bytes(be(batch, 27)?),
+        max_timestamp: i64::from_be_bytes(be(batch, MAX_TIMESTAMP_AT)?),
+        producer_id: i64::from_be_bytes(be(batch, 43)?),
+        producer_epoch: i16::from_be_bytes(be(batch, 51)?),
+        base_sequence: i32::from_be_bytes(be(batch, 53)?),
+        record_count: i32::from_be_bytes(be(batch, 57)?),
+    })
+}
+
 /// Checks one batch at the start of `bytes` and returns it with its length.
 ///
 /// # Errors
@@ -122,16 +195,7 @@ pub fn parse(bytes: &[u8]) -> Result<(BatchInfo, usize), BatchError> {
     if crc != actual {
         return Err(BatchError::Crc { stated: crc, actual });
     }
-    let info = BatchInfo {
-        attributes: i16::from_be_bytes(be(batch, 21)?),
-        last_offset_delta: i32::from_be_bytes(be(batch, 23)?),
-        base_timestamp: i64::from_be_bytes(be(batch, 27)?),
-        max_timestamp: i64::from_be_bytes(be(batch, 35)?),
-        producer_id: i64::from_be_bytes(be(batch, 43)?),
-        producer_epoch: i16::from_be_bytes(be(batch, 51)?),
-        base_sequence: i32::from_be_bytes(be(batch, 53)?),
-        record_count: i32::from_be_bytes(be(batch, 57)?),
-    };
+    let info = header(batch)?;
     if info.record_count < 1 {
         return Err(BatchError::Invalid {
             reason: "a batch must hold at least one record",
@@ -154,18 +218,12 @@ pub fn parse(bytes: &[u8]) -> Result<(BatchInfo, usize), BatchError> {
     }
     if info.compression() == 0 {
         // The largest timestamp is taken from the records, as Kafka does: some producers state it wrongly.
-        let mut max = i64::MIN;
+        let mut times = Times::default();
         for_each_record(&batch[BATCH_HEADER_LEN..], &info, |r| {
-            max = max.max(r.timestamp);
+            times.note(r.timestamp);
             true
         })?;
-        return Ok((
-            BatchInfo {
-                max_timestamp: max,
-                ..info
-            },
-            total,
-        ));
+        return Ok((info.with_times(times), total));
     }
     Ok((info, total))
 }
@@ -183,20 +241,34 @@ pub struct RecordRef<'a> {
     pub value: Option<&'a [u8]>,
 }
 
-fn varint(buf: &mut &[u8]) -> Result<i64, BatchError> {
-    const SHORT: BatchError = BatchError::Invalid {
-        reason: "a record ends inside a number",
-    };
+/// A zigzag number of at most `width` bits.
+fn number(buf: &mut &[u8], width: u32) -> Result<i64, BatchError> {
     let mut value = 0_u64;
-    for shift in (0..70).step_by(7) {
-        let (&byte, rest) = buf.split_first().ok_or(SHORT)?;
+    for shift in (0..width).step_by(7) {
+        let (&byte, rest) = buf.split_first().ok_or(BatchError::Invalid {
+            reason: "a record ends inside a number",
+        })?;
         *buf = rest;
-        value |= u64::from(byte & 0x7f).checked_shl(shift).ok_or(SHORT)?;
+        let bits = u64::from(byte & 0x7f);
+        if shift + 7 > width && bits >> (width - shift) != 0 {
+            break;
+        }
+        value |= bits << shift;
         if byte & 0x80 == 0 {
-            return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
+            return Ok((value >> 1).cast_signed() ^ -((value & 1).cast_signed()));
         }
     }
-    Err(SHORT)
+    Err(BatchError::Invalid {
+        reason: "a number in a record is too large",
+    })
+}
+
+fn varint(buf: &mut &[u8]) -> Result<i64, BatchError> {
+    number(buf, 32)
+}
+
+fn varlong(buf: &mut &[u8]) -> Result<i64, BatchError> {
+    number(buf, 64)
 }
 
 fn take<'a>(buf: &mut &'a [u8], len: i64) -> Result<&'a [u8], BatchError> {
@@ -231,7 +303,7 @@ pub fn for_each_record<'a>(
         let len = varint(&mut records)?;
         let mut body = take(&mut records, len)?;
         take(&mut body, 1)?;
-        let timestamp_delta = varint(&mut body)?;
+        let timestamp_delta = varlong(&mut body)?;
         let offset_delta = varint(&mut body)?;
         if offset_delta != i64::from(expected) {
             return Err(BatchError::Invalid {
@@ -359,6 +431,29 @@ fn seal(batch: &mut [u8]) {
     batch[CRC_AT..CRC_FROM].copy_from_slice(&crc.to_be_bytes());
 }
 
+/// The base offset as stated.
+///
+/// # Errors
+/// [`BatchError::Truncated`].
+pub fn base_offset(batch: &[u8]) -> Result<i64, BatchError> {
+    be(batch, 0).map(i64::from_be_bytes)
+}
+
+/// The batch with its largest timestamp stated as it is: `max`, from the records. Some producers state another one, or none.
+///
+/// # Errors
+/// [`BatchError::Truncated`] if it is shorter than a header.
+pub fn with_max_timestamp(batch: Bytes, max: i64) -> Result<Bytes, BatchError> {
+    let stated = i64::from_be_bytes(be(&batch, MAX_TIMESTAMP_AT)?);
+    if stated == max {
+        return Ok(batch);
+    }
+    let mut out = batch.to_vec();
+    out[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max.to_be_bytes());
+    seal(&mut out);
+    Ok(out.into())
+}
+
 /// Turns a batch's timestamps into the broker's (`message.timestamp.type=LogAppendTime`): the attribute and
 /// the maximum are set, which together say that every record has that time (KIP-32).
 #[must_use]
@@ -372,14 +467,18 @@ pub fn with_append_time(batch: &[u8], now_ms: i64) -> Bytes {
 }
 
 /// Replaces the records of a batch by the same ones packed with another codec.
-#[must_use]
-pub fn with_records(batch: &[u8], codec: i16, records: &[u8]) -> Bytes {
+///
+/// # Errors
+/// [`BatchError::Invalid`] if a batch cannot state so many bytes.
+pub fn with_records(batch: &[u8], codec: i16, records: &[u8]) -> Result<Bytes, BatchError> {
     let mut out = batch[..BATCH_HEADER_LEN].to_vec();
     out.extend_from_slice(records);
     let attributes = (i16::from_be_bytes([out[21], out[22]]) & !ATTR_COMPRESSION) | codec;
     out[21..23].copy_from_slice(&attributes.to_be_bytes());
-    let length = (out.len() - LENGTH_PREFIX) as i32;
+    let length = i32::try_from(out.len() - LENGTH_PREFIX).map_err(|_| BatchError::Invalid {
+        reason: "a batch has at most 2 GiB",
+    })?;
     out[8..12].copy_from_slice(&length.to_be_bytes());
     seal(&mut out);
-    out.into()
+    Ok(out.into())
 }

@@ -26,6 +26,7 @@ pub mod layout;
 pub mod log;
 mod lru;
 pub mod paged;
+pub mod record_walk;
 pub mod recovery;
 pub mod retention;
 pub mod salvage;

@@ -479,11 +479,11 @@ pub const ENTRIES: &[Entry] = &[
         "134217728",
         "Most bytes that one batch may unpack to, where the broker has to unpack it.",
     ),
-    dynamic(
+    broker(
         "log.retention.check.interval.ms",
         Kind::Long(1, MAX),
         "30000",
-        "Accepted for compatibility; retention runs every 30 seconds.",
+        "Pause between two looks for segments that retention deletes; in whole seconds, rounded up.",
     ),
     dynamic(
         "broker.draining",

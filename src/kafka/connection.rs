@@ -24,6 +24,7 @@ use millrace_net::{
 
 use super::{
     dispatch::{self, Reply},
+    handlers::produce,
     hangups::Hangup,
 };
 use crate::node::Node;
@@ -256,11 +257,13 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
                 body: RequestKind::Produce(body),
                 ..
             } => {
+                // In order: of two batches the one that takes longer to check may be the first.
+                let prepared = produce::prepare(node, version, frame_len, body).await;
                 answers.in_flight.set(answers.in_flight.get() + 1);
                 node.in_flight.set(node.in_flight.get() + 1);
                 let (node, answers) = (Rc::clone(node), Rc::clone(answers));
                 glommio::spawn_local(async move {
-                    let reply = dispatch::produce(&node, version, id, frame_len, body).await;
+                    let reply = dispatch::produce(&node, version, id, prepared).await;
                     drop(permit);
                     answers.in_flight.set(answers.in_flight.get() - 1);
                     node.in_flight.set(node.in_flight.get() - 1);

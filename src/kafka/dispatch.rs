@@ -3,11 +3,14 @@
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, ProduceRequest, RequestKind};
+use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, RequestKind};
 use millrace_engine::sync::Permit;
 use millrace_net::kafka::codec::{self, Request};
 
-use super::{connection::Peer, handlers as h};
+use super::{
+    connection::Peer,
+    handlers::{self as h, produce::Prepared},
+};
 use crate::node::Node;
 
 /// What goes back.
@@ -40,10 +43,10 @@ pub fn unsupported_api_versions(correlation_id: i32) -> BytesMut {
     codec::encode(ApiKey::ApiVersions, &h::api_versions::unsupported(), 0, correlation_id)
 }
 
-/// Handles a Produce request that came in a frame of `frame_len` bytes. It alone is worked on beside others of its connection, in a task
-/// that would have to be as large as the largest handler if they all were one.
-pub async fn produce(node: &Rc<Node>, version: i16, id: i32, frame_len: usize, request: ProduceRequest) -> Reply {
-    match h::produce::handle(node, version, frame_len, request).await {
+/// Handles a Produce request whose batches were checked. It alone is worked on beside others of its connection, in a task that would have
+/// to be as large as the largest handler if they all were one.
+pub async fn produce(node: &Rc<Node>, version: i16, id: i32, prepared: Prepared) -> Reply {
+    match h::produce::append(node, prepared).await {
         h::produce::Outcome::Answer(response) => Reply::Bytes(codec::encode(ApiKey::Produce, &response, version, id)),
         h::produce::Outcome::Silent => Reply::Nothing,
         h::produce::Outcome::Close => Reply::Close,

@@ -1,8 +1,9 @@
 //! Serving the Kafka protocol: [`connection`] reads frames and keeps the order of answers, [`dispatch`] finds the
 //! handler, [`handlers`] has one file per API, [`reads`] the passes of a fetch over shards, [`local`] what runs on the shard that owns a
-//! partition, [`errors`] the one mapping to Kafka's codes. [`room`] bounds what answers take, [`idle`] ends connections that nothing moves over, [`hangups`] the waits of those
+//! partition, [`check`] what a batch must be, [`errors`] the one mapping to Kafka's codes. [`room`] bounds what answers take, [`idle`] ends connections that nothing moves over, [`hangups`] the waits of those
 //! whose peer has hung up.
 
+pub mod check;
 pub mod configs;
 pub mod connection;
 pub mod core_dirs;

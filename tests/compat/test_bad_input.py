@@ -294,18 +294,6 @@ def test_pipelined_requests_are_answered_in_order(broker):
         assert [struct.unpack(">i", answer(connection)[:4])[0] for _ in range(200)] == list(range(200))
 
 
-def test_a_compression_bomb_is_refused_where_it_would_be_unpacked(make_broker):
-    import gzip
-
-    broker = make_broker(settings={"decompress.max.bytes": 1 << 20})
-    from confluent_kafka.admin import AdminClient, NewTopic
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    admin.create_topics([NewTopic("bomb", 1, config={"compression.type": "zstd"})])["bomb"].result(10)
-    with connect(broker) as connection:
-        assert produce(connection, b"bomb", (0, batch(records=gzip.compress(b"\0" * (64 << 20)), attributes=1))) == [2]
-    assert broker.rss_mib() < 200
-
-
 def test_a_second_broker_on_the_same_folder_is_refused(make_broker):
     broker = make_broker()
     with pytest.raises(RuntimeError, match="in use by a broker"):

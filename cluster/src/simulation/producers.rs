@@ -98,6 +98,7 @@ impl Numbered {
             attributes: 0,
             last_offset_delta: 0,
             base_timestamp: 0,
+            min_timestamp: 0,
             max_timestamp: 0,
             producer_id: self.id(),
             producer_epoch: self.epoch,

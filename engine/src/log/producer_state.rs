@@ -435,6 +435,7 @@ mod tests {
                 attributes: 0,
                 last_offset_delta: 0,
                 base_timestamp: 0,
+                min_timestamp: 0,
                 max_timestamp: 0,
                 producer_id,
                 producer_epoch,

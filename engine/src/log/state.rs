@@ -48,7 +48,7 @@ pub struct SegmentMeta {
     pub base: Offset,
     /// Byte behind its last batch; the next one goes there if the segment is the last.
     pub end: u64,
-    /// Largest timestamp in it, ms; `i64::MIN` while empty.
+    /// Largest timestamp in it, ms; negative while no record in it has one.
     pub max_timestamp: i64,
     /// Offset of the batch that has it.
     pub max_timestamp_offset: Offset,
@@ -142,6 +142,7 @@ pub struct LogState {
     high_watermark: Offset,
     durable_end: Offset,
     log_end: Offset,
+    last_append_ms: Option<i64>,
     /// Leaderships.
     pub epochs: EpochCache,
     /// Idempotent producers.
@@ -172,6 +173,7 @@ impl LogState {
             high_watermark: log_end,
             durable_end: log_end,
             log_end,
+            last_append_ms: None,
             epochs,
             producers,
             segments,
@@ -217,6 +219,17 @@ impl LogState {
     #[must_use]
     pub fn log_end(&self) -> Offset {
         self.log_end
+    }
+
+    /// When the last record was appended at the latest, ms by the broker's clock; `None` while that is not known.
+    #[must_use]
+    pub fn last_append_ms(&self) -> Option<i64> {
+        self.last_append_ms
+    }
+
+    /// What is in the log was appended by `now_ms` at the latest, if nothing better is known.
+    pub fn wrote_by(&mut self, now_ms: i64) {
+        self.last_append_ms.get_or_insert(now_ms);
     }
 
     /// Whether nothing was ever appended.
@@ -291,6 +304,7 @@ impl LogState {
         self.epochs.note(header.leader_epoch, header.base_offset);
         self.producers.note(header, now_ms);
         self.log_end = header.last_offset + 1;
+        self.last_append_ms = Some(now_ms);
     }
 
     /// Closes the last segment: the next append begins a new one.

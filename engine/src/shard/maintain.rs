@@ -53,6 +53,9 @@ impl<H: Host> Shard<H> {
                 .producers
                 .expire(now - self.0.config.producer_expiration_ms);
             self.count_producers(&partition);
+            // What a restart has found was written before.
+            partition.state.borrow_mut().wrote_by(now);
+            self.tell_of_the_future(&partition, now);
             let plan = retention::plan(&partition.state.borrow(), &partition.config.get(), now);
             let Some(plan) = plan else { continue };
             if plan.roll {
@@ -66,6 +69,19 @@ impl<H: Host> Shard<H> {
                 Err(error) => tracing::error!(partition = %partition.key, %error, "retention failed"),
             }
             self.0.host.yield_now().await;
+        }
+    }
+
+    /// Says once that records whose timestamps lie far ahead keep retention from deleting anything.
+    fn tell_of_the_future(&self, partition: &Partition, now: i64) {
+        let held = retention::held_by_the_future(&partition.state.borrow(), &partition.config.get(), now);
+        let told = partition.told_of_the_future.replace(held.is_some());
+        if let Some(newest) = held.filter(|_| !told) {
+            tracing::warn!(
+                partition = %partition.key, newest_timestamp_ms = newest,
+                "a segment holds a record of the future: retention.ms deletes neither it nor what follows before that time has passed; \
+                 DeleteRecords does, and message.timestamp.after.max.ms refuses such records"
+            );
         }
     }
 

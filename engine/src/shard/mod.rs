@@ -91,6 +91,8 @@ pub struct ShardConfig {
     pub sync_all_min: usize,
     /// Free bytes on the disk below which appends are refused; those to the broker's own logs below an [`INTERNAL_SHARE`]th of that.
     pub free_bytes_min: u64,
+    /// Pause between two looks for what retention deletes; in whole seconds, rounded up.
+    pub retention_check: Duration,
     /// A producer that has not written for so long is forgotten.
     pub producer_expiration_ms: i64,
     /// Producers remembered, of all partitions together; above it a partition that remembers another one forgets one that has been idle for
@@ -429,6 +431,9 @@ impl<H: Host> Shard<H> {
     /// Once a second, for as long as the shard lives: free space, expiry of producers and retention.
     pub async fn run_housekeeping(&self) {
         let mut round = 0_u64;
+        let retention_check = (self.0.config.retention_check.as_millis() as u64)
+            .div_ceil(1_000)
+            .max(1);
         while !self.0.closing.get() {
             self.0.host.sleep(Duration::from_secs(1)).await;
             self.check_disk_room();
@@ -441,7 +446,7 @@ impl<H: Host> Shard<H> {
                 tracing::warn!(shard = self.0.config.shard, %error, "no checkpoint could be stored");
             }
             round += 1;
-            if round.is_multiple_of(30) {
+            if round.is_multiple_of(retention_check) {
                 self.apply_retention().await;
             }
         }

@@ -85,6 +85,8 @@ pub struct Partition {
     pub(crate) unflushed_messages: Cell<i64>,
     /// Producers that the shard counts as remembered here.
     pub(crate) producers: Cell<usize>,
+    /// The log says that records of the future hold up retention.
+    pub(crate) told_of_the_future: Cell<bool>,
     /// How often the log was cut.
     pub(crate) cuts: Cell<u64>,
     /// Index of the segment appended to.
@@ -164,6 +166,7 @@ impl Partition {
             marks: RefCell::default(),
             unflushed_messages: Cell::new(0),
             producers: Cell::new(0),
+            told_of_the_future: Cell::new(false),
             cuts: Cell::new(0),
             active_index: RefCell::default(),
             index_stored: Cell::new(0),

@@ -31,6 +31,7 @@ pub fn config(shard: u32, incarnation: u64) -> ShardConfig {
         open_files: 4,
         sync_all_min: usize::MAX,
         free_bytes_min: 0,
+        retention_check: std::time::Duration::from_secs(30),
         producer_expiration_ms: i64::MAX / 2,
         producers_max: 1_000,
     }

@@ -1,42 +1,32 @@
-//! Produce, versions 3 to 13 (topic ids from 13). Batches are checked on the connection's shard and appended on the
-//! partition's; all partitions of one shard go there in one message.
+//! Produce, versions 3 to 13 (topic ids from 13). Batches are checked on the connection's shard ([`check`]), those of one connection one
+//! after the other, and appended on the partition's; all partitions of one shard go there in one message.
 //!
 //! KIPs: 98 (idempotence), 467 (messages per error), 516 (topic ids). Deliberate gap: transactional batches are
 //! refused until transactions exist.
 
-use std::{
-    cell::RefCell,
-    collections::{HashMap, HashSet},
-    rc::Rc,
-    time::Duration,
-};
+use std::{collections::HashSet, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use kafka_protocol::{
     ResponseError,
     messages::{
         ProduceRequest, ProduceResponse, TopicName,
-        produce_response::{PartitionProduceResponse, TopicProduceResponse},
+        produce_response::{BatchIndexAndErrorMessage, PartitionProduceResponse, TopicProduceResponse},
     },
     protocol::StrBytes,
 };
-use millrace_cluster::metadata::{ConfigResource, TopicImage};
-use millrace_engine::{
-    BatchError,
-    arena::PLACED_MAX,
-    kafka_batch::{self, BATCH_HEADER_LEN, BatchInfo},
-};
-use millrace_net::kafka::compression;
-use uuid::Uuid;
+use millrace_cluster::metadata::TopicImage;
+use millrace_engine::{BatchError, arena::PLACED_MAX, kafka_batch};
 
 use crate::{
     kafka::{
+        check::{self, KnownRules, Refused, Rules},
         errors::Failure,
         idle,
         local::{self, Append, Wait},
         topics::{find, view_for},
     },
-    node::{Node, OFFSETS_TOPIC, View, topic_setting},
+    node::{Node, OFFSETS_TOPIC, View},
     router::scatter,
 };
 
@@ -50,68 +40,24 @@ pub enum Outcome {
     Close,
 }
 
-/// The settings of a topic that a batch must meet.
-struct Rules {
-    max_bytes: usize,
-    append_time: bool,
-    codec: Option<i16>,
-    before_max_ms: i64,
-    after_max_ms: i64,
-    min_insync: usize,
-    unpack_max: usize,
-}
-
-/// The rules of topics as of one version of the metadata: to look each setting up takes longer than to check a batch.
-#[derive(Default)]
-pub struct KnownRules {
-    version: u64,
-    of: HashMap<Uuid, Rc<Rules>>,
-}
-
-impl KnownRules {
-    fn get(known: &RefCell<Self>, node: &Node, view: &View, topic: &TopicImage) -> Rc<Rules> {
-        let mut known = known.borrow_mut();
-        if known.version != view.image.version {
-            known.of.clear();
-            known.version = view.image.version;
-        }
-        let rules = known.of.entry(topic.id);
-        Rc::clone(rules.or_insert_with(|| Rc::new(Rules::of(node, view, &topic.name))))
-    }
-}
-
-impl Rules {
-    fn of(node: &Node, view: &View, topic: &str) -> Self {
-        let resource = ConfigResource::Topic(topic.to_owned());
-        let get = |name| topic_setting(&node.shared.settings, &view.image, &resource, name);
-        let number = |name| get(name).parse::<i64>().unwrap_or(i64::MAX);
-        Self {
-            max_bytes: number("max.message.bytes") as usize,
-            append_time: get("message.timestamp.type") == "LogAppendTime",
-            codec: match get("compression.type") {
-                "uncompressed" => Some(0),
-                "gzip" => Some(1),
-                "snappy" => Some(2),
-                "lz4" => Some(3),
-                "zstd" => Some(4),
-                _ => None,
-            },
-            before_max_ms: number("message.timestamp.before.max.ms"),
-            after_max_ms: number("message.timestamp.after.max.ms"),
-            min_insync: number("min.insync.replicas") as usize,
-            unpack_max: node.shared.settings.number("decompress.max.bytes") as usize,
-        }
-    }
-}
-
 /// What holds for all batches of a request.
 struct Asked {
     now: i64,
     frame_len: usize,
 }
 
-/// Handles a request that came in a frame of `frame_len` bytes.
-pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: ProduceRequest) -> Outcome {
+/// A request whose batches were checked.
+pub struct Prepared {
+    acks: i16,
+    wait: Wait,
+    appends: Vec<(usize, Append)>,
+    /// Where each append's answer goes: topic and partition in the response.
+    places: Vec<(usize, usize)>,
+    responses: Vec<TopicProduceResponse>,
+}
+
+/// Checks a request that came in a frame of `frame_len` bytes. What a connection sends is to be prepared in order.
+pub async fn prepare(node: &Rc<Node>, version: i16, frame_len: usize, request: ProduceRequest) -> Prepared {
     let named = request.topic_data.iter().map(|t| (t.name.as_str(), t.topic_id));
     let view = view_for(node, named).await;
     let now = node.now_ms();
@@ -130,7 +76,6 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
     let mut seen = HashSet::new();
     let mut appends = Vec::new();
     let mut responses = Vec::with_capacity(request.topic_data.len());
-    // Where each append's answer goes: topic and partition in the response.
     let mut places = Vec::new();
     for topic in request.topic_data {
         let found = find(&view, &topic.name, topic.topic_id, version >= 13);
@@ -138,14 +83,14 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
         let mut partitions = Vec::with_capacity(topic.partition_data.len());
         for data in topic.partition_data {
             let result = match (&refused, &found, &rules) {
-                (Some(failure), _, _) | (None, Err(failure), _) => Err(failure.clone()),
+                (Some(failure), _, _) | (None, Err(failure), _) => Err(failure.clone().into()),
                 (None, Ok(image), Some(rules)) if seen.insert((image.id, data.index)) => {
-                    prepare(&view, image, data.index, data.records, rules, &asked)
+                    prepare_one(node, &view, (image, data.index), data.records, rules, &asked).await
                 }
-                (None, Ok(_), _) => Err(Failure::new(
+                (None, Ok(_), _) => Err(Refused::from(Failure::new(
                     ResponseError::InvalidRequest,
                     format!("partition {} stands in the request twice", data.index),
-                )),
+                ))),
             };
             let mut response = PartitionProduceResponse::default()
                 .with_index(data.index)
@@ -160,7 +105,15 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
                     places.push((responses.len(), partitions.len()));
                     appends.push((shard, append));
                 }
-                Err(failure) => fail(&mut response, failure),
+                Err(refused) => {
+                    let named = refused.records.into_iter().map(|(index, message)| {
+                        BatchIndexAndErrorMessage::default()
+                            .with_batch_index(index)
+                            .with_batch_index_error_message(Some(StrBytes::from_string(message)))
+                    });
+                    response.record_errors = named.collect();
+                    fail(&mut response, refused.failure);
+                }
             }
             partitions.push(response);
         }
@@ -183,6 +136,24 @@ pub async fn handle(node: &Rc<Node>, version: i16, frame_len: usize, request: Pr
             Wait::InSync(wait.min(idle::wait_max(node)))
         }
     };
+    Prepared {
+        acks,
+        wait,
+        appends,
+        places,
+        responses,
+    }
+}
+
+/// Appends the batches of a request, and waits until they are held as it asks.
+pub async fn append(node: &Rc<Node>, prepared: Prepared) -> Outcome {
+    let Prepared {
+        acks,
+        wait,
+        appends,
+        places,
+        mut responses,
+    } = prepared;
     let results = scatter(node, appends, move |n, list| async move {
         local::append(&n, list, wait).await
     })
@@ -214,33 +185,31 @@ fn fail(response: &mut PartitionProduceResponse, failure: Failure) {
     response.log_append_time_ms = -1;
 }
 
-fn prepare(
+async fn prepare_one(
+    node: &Rc<Node>,
     view: &View,
-    topic: &TopicImage,
-    partition: i32,
+    (topic, partition): (&TopicImage, i32),
     records: Option<Bytes>,
     rules: &Rules,
     asked: &Asked,
-) -> Result<(usize, Append), Failure> {
+) -> Result<(usize, Append), Refused> {
     let resolved = Node::resolve(view, topic, partition)?;
     if topic.name == OFFSETS_TOPIC {
-        return Err(Failure::new(
+        return Err(Refused::from(Failure::new(
             ResponseError::InvalidTopicException,
             "only the group coordinator writes to this topic",
-        ));
+        )));
     }
     let records = records.filter(|r| !r.is_empty()).ok_or(BatchError::Invalid {
         reason: "a produce request must hold a record batch for each partition",
     })?;
     let mut batches = kafka_batch::split(records)?;
     let (Some((info, batch)), None) = (batches.pop(), batches.pop()) else {
-        return Err(BatchError::Invalid {
+        return Err(Refused::from(BatchError::Invalid {
             reason: "a produce request must hold exactly one record batch for each partition",
-        }
-        .into());
+        }));
     };
-    check(&info, &batch, rules, asked.now)?;
-    let (info, mut batch) = rewrite(info, batch, rules, asked.now)?;
+    let (info, mut batch) = check::batch(node, info, batch, rules, asked.now).await?;
     // The engine copies small batches. A larger one keeps the request it is part of, which must not be many times larger.
     if (PLACED_MAX + 1..asked.frame_len / 4).contains(&batch.len()) {
         batch = Bytes::copy_from_slice(&batch);
@@ -254,70 +223,4 @@ fn prepare(
             min_insync: rules.min_insync,
         },
     ))
-}
-
-fn check(info: &BatchInfo, batch: &Bytes, rules: &Rules, now: i64) -> Result<(), Failure> {
-    if batch.len() > rules.max_bytes {
-        return Err(Failure::new(
-            ResponseError::MessageTooLarge,
-            format!(
-                "a batch of {} bytes is over max.message.bytes ({})",
-                batch.len(),
-                rules.max_bytes
-            ),
-        ));
-    }
-    if info.is_transactional() {
-        return Err(Failure::new(
-            ResponseError::InvalidRequest,
-            "transactional batches are not supported by Millrace yet",
-        ));
-    }
-    if info.is_control() {
-        return Err(BatchError::Invalid {
-            reason: "clients may not write control batches",
-        }
-        .into());
-    }
-    if info.is_log_append_time() {
-        return Err(Failure::new(
-            ResponseError::InvalidTimestamp,
-            "a producer may not set the timestamp type LogAppendTime",
-        ));
-    }
-    if !rules.append_time {
-        let (first, last) = (info.base_timestamp, info.max_timestamp);
-        let too_old = first >= 0 && now.saturating_sub(first) > rules.before_max_ms;
-        let too_new = last.saturating_sub(now) > rules.after_max_ms;
-        if too_old || too_new {
-            return Err(Failure::new(
-                ResponseError::InvalidTimestamp,
-                format!("timestamps {first} to {last} are outside the range that the topic allows around {now}"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The only reasons to touch a payload: the topic's own codec, and the broker's clock.
-fn rewrite(info: BatchInfo, mut batch: Bytes, rules: &Rules, now: i64) -> Result<(BatchInfo, Bytes), Failure> {
-    let unpacked = |e: compression::CompressionError| BatchError::Decompress { reason: e.to_string() };
-    if let Some(codec) = rules.codec.filter(|c| *c != info.compression()) {
-        let packed = &batch[BATCH_HEADER_LEN..];
-        let plain = if info.compression() == 0 {
-            batch.slice(BATCH_HEADER_LEN..)
-        } else {
-            compression::decompress(info.compression(), packed, rules.unpack_max).map_err(unpacked)?
-        };
-        let packed = compression::compress(codec, &plain).map_err(unpacked)?;
-        batch = kafka_batch::with_records(&batch, codec, &packed);
-    }
-    if rules.append_time {
-        batch = kafka_batch::with_append_time(&batch, now);
-    }
-    if rules.codec.is_none() && !rules.append_time {
-        return Ok((info, batch));
-    }
-    let (info, _) = kafka_batch::parse(&batch)?;
-    Ok((info, batch))
 }

@@ -29,9 +29,10 @@ use millrace_engine::{
     host::{Host, HostFile, OpenMode},
     index::SegmentIndex,
     journal::{Position, format::GroupHeader, slot_path},
-    kafka_batch::{self, BATCH_HEADER_LEN, NewRecord},
+    kafka_batch::{self, BATCH_HEADER_LEN, BatchInfo, NewRecord, Times},
     layout::{BLOCK, FileHeader, FileKind},
     log::EpochCache,
+    record_walk::RecordWalk,
     recovery,
     shard::ShardConfig,
 };
@@ -156,7 +157,8 @@ fn records(data: &[u8]) {
                 compression::decompress(info.compression(), packed, UNPACKED_MAX)
             };
             if let Ok(plain) = plain {
-                let _: Result<(), BatchError> = kafka_batch::for_each_record(&plain, &info, |_| true);
+                let whole: Result<(), BatchError> = kafka_batch::for_each_record(&plain, &info, |_| true);
+                assert_eq!(walk(&info, &plain).is_ok(), whole.is_ok());
             }
             let header = BatchHeader::for_kafka(KEY, &info, &batch);
             assert_eq!(header.payload_len as usize, batch.len());
@@ -172,6 +174,15 @@ fn records(data: &[u8]) {
         sound[17..21].copy_from_slice(&crc.to_be_bytes());
         unpack(&sound);
     }
+}
+
+/// The records in pieces, as they come out of a decompressor.
+fn walk(info: &BatchInfo, plain: &[u8]) -> Result<Times, BatchError> {
+    let mut walk = RecordWalk::new(info);
+    for piece in plain.chunks(7) {
+        walk.push(piece, &mut |_, _| {})?;
+    }
+    walk.finish()
 }
 
 fn decompress(data: &[u8]) {
@@ -229,6 +240,7 @@ fn shard_config() -> ShardConfig {
         open_files: 4,
         sync_all_min: 8,
         free_bytes_min: 0,
+        retention_check: std::time::Duration::from_secs(30),
         producer_expiration_ms: i64::MAX / 2,
         producers_max: 1_000,
     }
@@ -413,7 +425,11 @@ fn record_seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![plain.clone()];
     for codec in 1..=4 {
         let packed = compression::compress(codec, &plain[BATCH_HEADER_LEN..]).expect("packs");
-        seeds.push(kafka_batch::with_records(&plain, codec, &packed).to_vec());
+        seeds.push(
+            kafka_batch::with_records(&plain, codec, &packed)
+                .expect("small")
+                .to_vec(),
+        );
     }
     seeds
 }
