@@ -3,8 +3,8 @@
 use std::{
     fmt,
     fs::{self, OpenOptions},
-    io::{ErrorKind, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, ErrorKind, Write},
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
 };
 
@@ -54,7 +54,8 @@ fn finding(what: &'static str, level: Level, text: impl Into<String>) -> Finding
     }
 }
 
-/// Everything, in the order in which it matters. `dir` is the data folder, which is made if it is not there.
+/// Everything, in the order in which it matters. `dir` is the data folder; if it is not there, the folder that it will be made in is looked
+/// at.
 #[must_use]
 pub fn examine(dir: &Path) -> Vec<Finding> {
     vec![
@@ -64,6 +65,7 @@ pub fn examine(dir: &Path) -> Vec<Finding> {
         open_files(),
         direct_io(dir),
         clock(),
+        pinning(),
         cores(),
         memory(),
     ]
@@ -92,25 +94,40 @@ fn kernel() -> Finding {
     }
 }
 
+/// What every shard does with its rings; the call that fails, and how.
+fn try_io_uring() -> Result<(), (&'static str, io::Error)> {
+    let mut ring = io_uring::IoUring::new(8).map_err(|e| ("io_uring_setup", e))?;
+    let signal = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).map_err(|e| ("eventfd2", e.into()))?;
+    let submitter = ring.submitter();
+    let registered = (submitter.register_probe(&mut io_uring::Probe::new()))
+        .and_then(|()| submitter.register_eventfd(signal.as_raw_fd()));
+    registered.map_err(|e| ("io_uring_register", e))?;
+    // SAFETY: an operation that does nothing refers to no memory.
+    let pushed = unsafe { ring.submission().push(&io_uring::opcode::Nop::new().build()) };
+    pushed.expect("the ring is empty");
+    ring.submit_and_wait(1).map_err(|e| ("io_uring_enter", e))?;
+    Ok(())
+}
+
 fn io_uring() -> Finding {
-    match io_uring::IoUring::new(8) {
-        Ok(_) => finding("io_uring", Level::Good, "available"),
-        Err(error) => {
+    match try_io_uring() {
+        Ok(()) => finding("io_uring", Level::Good, "available"),
+        Err((call, error)) => {
             let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
             let text = match (error.raw_os_error(), disabled.trim()) {
                 (_, "1" | "2") => format!(
                     "switched off by kernel.io_uring_disabled={}: run `sysctl -w kernel.io_uring_disabled=0` as root",
                     disabled.trim()
                 ),
-                (Some(1), _) => {
-                    "refused (EPERM), as container runtimes do by default: run the container with a seccomp \
-                                 profile that allows io_uring_setup, io_uring_enter and io_uring_register (docker run \
-                                 --security-opt seccomp=PROFILE.json)"
-                        .into()
+                (Some(1 | 13), _) => format!(
+                    "{call} is refused ({error}), as container runtimes do by default: run the container with a seccomp profile that \
+                     allows io_uring_setup, io_uring_enter and io_uring_register (docker run --security-opt seccomp=PROFILE.json)"
+                ),
+                (Some(38), _) if call == "io_uring_setup" => {
+                    "this kernel has no io_uring (ENOSYS): use a kernel built with CONFIG_IO_URING".into()
                 }
-                (Some(38), _) => "this kernel has no io_uring (ENOSYS): use a kernel built with CONFIG_IO_URING".into(),
                 (Some(12), _) => "not enough locked memory (ENOMEM): raise it with `ulimit -l` or LimitMEMLOCK=".into(),
-                _ => format!("cannot be set up: {error}"),
+                _ => format!("cannot be used: {call}: {error}; a seccomp profile or a sandbox may be in the way"),
             };
             finding("io_uring", Level::Fatal, text)
         }
@@ -158,8 +175,15 @@ fn direct_io(dir: &Path) -> Finding {
     const O_DIRECT: i32 = 0o40000;
     #[repr(align(4096))]
     struct Block([u8; 4096]);
-    let name = dir.join(".doctor");
-    let tried = fs::create_dir_all(dir).and_then(|()| {
+    let is_folder = |d: &&Path| d.as_os_str().is_empty() || d.exists();
+    let there = dir.ancestors().find(is_folder).unwrap_or(dir);
+    let name = there.join(".doctor");
+    let tried = rustix::fs::statfs(if there.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        there
+    });
+    let tried = tried.map_err(io::Error::from).and_then(|_| {
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -214,6 +238,23 @@ fn clock() -> Finding {
             ),
         ),
         Err(_) => finding("clock", Level::Good, "not shown on this system"),
+    }
+}
+
+/// Each shard's thread is bound to a core.
+fn pinning() -> Finding {
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
+    // What holds already.
+    match sched_getaffinity(None).and_then(|cores| sched_setaffinity(None, &cores)) {
+        Ok(()) => finding("pinning", Level::Good, "threads can be bound to cores"),
+        Err(error) => finding(
+            "pinning",
+            Level::Fatal,
+            format!(
+                "sched_setaffinity is refused ({error}): run the container with a seccomp profile that allows it (docker run --security-opt \
+                 seccomp=PROFILE.json), or the unit without a SystemCallFilter= that leaves @resources out"
+            ),
+        ),
     }
 }
 

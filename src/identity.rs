@@ -5,7 +5,12 @@ use std::{
     io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process, thread,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -110,6 +115,8 @@ pub struct Identity {
     /// The folder's own id.
     pub directory_id: Uuid,
     lock: File,
+    undo_is_due: Arc<AtomicBool>,
+    is_over: Arc<AtomicBool>,
 }
 
 /// 22 characters, as Kafka writes ids: url-safe base64 without padding.
@@ -125,43 +132,96 @@ fn kafka_uuid(id: Uuid) -> String {
         .collect()
 }
 
-/// Makes a folder and those above it where they are missing, and their names durable.
-fn make_durably(dir: &Path) -> io::Result<()> {
+/// Makes a folder and those above it where they are missing, and their names durable. Returns those it made, the folder itself first.
+fn make_durably(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let named = dir.ancestors().filter(|d| !d.as_os_str().is_empty());
     let missing: Vec<&Path> = named.take_while(|d| !d.exists()).collect();
     fs::create_dir_all(dir)?;
-    for made in missing {
+    for made in &missing {
         let above = made.parent().filter(|d| !d.as_os_str().is_empty());
         File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
     }
-    Ok(())
+    Ok(missing.into_iter().map(Path::to_owned).collect())
+}
+
+/// Whether a folder without an identity has nothing else either that matters.
+fn check_empty(dir: &Path) -> Result<(), IdentityError> {
+    if layout::checkpoint_dir(dir).exists() || layout::journal_dir(dir).exists() {
+        return Err(IdentityError::Missing { path: dir.join(FILE) });
+    }
+    let is_ours = |name: &str| matches!(name, LOCK | HALF_WRITTEN | "lost+found");
+    let mut names = fs::read_dir(dir).map_err(|source| IdentityError::Io {
+        path: dir.to_owned(),
+        source,
+    })?;
+    match names.all(|entry| entry.is_ok_and(|e| e.file_name().to_str().is_some_and(is_ours))) {
+        true => Ok(()),
+        false => Err(IdentityError::Foreign { path: dir.to_owned() }),
+    }
+}
+
+/// Leaves a folder as it was found, empty or not there at all, when it is dropped before the folder has joined a cluster: a start that
+/// failed, or was stopped before that, has claimed nothing then.
+#[derive(Debug)]
+pub struct Undo {
+    dir: PathBuf,
+    /// Folders that were not there.
+    made: Vec<PathBuf>,
+    /// The folder was empty, and has joined no cluster since.
+    is_due: Arc<AtomicBool>,
+    /// What watches the folder need not any more.
+    is_over: Arc<AtomicBool>,
+    /// Nobody else uses it meanwhile.
+    _lock: File,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if !self.is_due.load(Ordering::Acquire) {
+            return;
+        }
+        self.is_over.store(true, Ordering::Release);
+        // What cannot be removed is in nobody's way: the next start takes it.
+        for folder in layout::folders(&self.dir) {
+            _ = fs::remove_dir_all(folder);
+        }
+        for name in [FILE, HALF_WRITTEN, LOCK] {
+            _ = fs::remove_file(self.dir.join(name));
+        }
+        for folder in &self.made {
+            _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 /// Opens a data folder, making and naming it the first time. `node_id` is what was asked for, if anything was.
 ///
 /// # Errors
 /// [`IdentityError`].
-pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError> {
+pub fn open(dir: &Path, node_id: Option<i32>) -> Result<(Identity, Undo), IdentityError> {
     let io_error = |path: &Path| {
         let path = path.to_owned();
         move |source| IdentityError::Io { path, source }
     };
-    make_durably(dir).map_err(io_error(dir))?;
+    let made = make_durably(dir).map_err(io_error(dir))?;
     let path = dir.join(FILE);
     if !path.exists() {
-        if layout::checkpoint_dir(dir).exists() || layout::journal_dir(dir).exists() {
-            return Err(IdentityError::Missing { path });
-        }
-        let is_foreign = fs::read_dir(dir)
-            .map_err(io_error(dir))?
-            .filter_map(Result::ok)
-            .any(|e| !matches!(e.file_name().to_str(), Some(LOCK | HALF_WRITTEN | "lost+found")));
-        if is_foreign {
-            return Err(IdentityError::Foreign { path: dir.to_owned() });
-        }
+        check_empty(dir)?;
     }
     let lock = take_lock(dir)?;
-    if !path.exists() {
+    let is_new = !path.exists();
+    if is_new {
+        // Another broker may have been quicker.
+        check_empty(dir)?;
+    }
+    let undo = Undo {
+        dir: dir.to_owned(),
+        made,
+        is_due: Arc::new(AtomicBool::new(is_new)),
+        is_over: Arc::default(),
+        _lock: lock.try_clone().map_err(io_error(dir))?,
+    };
+    if is_new {
         let text = text(
             &kafka_uuid(Uuid::new_v4()),
             None,
@@ -196,7 +256,7 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
     if let Some(given) = node_id.map(i64::from).filter(|given| *given != stored) {
         return Err(IdentityError::NodeId { stored, given });
     }
-    Ok(Identity {
+    let identity = Identity {
         cluster_id: string("cluster_id")?.to_owned(),
         is_new: !table.contains_key("generation"),
         generation: match table.get("generation") {
@@ -205,12 +265,15 @@ pub fn open(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError>
             None => 0,
         },
         dir: dir.to_owned(),
+        undo_is_due: Arc::clone(&undo.is_due),
+        is_over: Arc::clone(&undo.is_over),
         node_id: i32::try_from(stored).map_err(|_| damaged("node_id is out of range"))?,
         directory_id: string("directory_id")?
             .parse()
             .map_err(|_| damaged("directory_id is no UUID"))?,
         lock,
-    })
+    };
+    Ok((identity, undo))
 }
 
 /// Without a generation the folder belongs to no cluster yet.
@@ -234,6 +297,7 @@ impl Identity {
         self.cluster_id = cluster_id.to_owned();
         self.generation = generation;
         self.is_new = false;
+        self.undo_is_due.store(false, Ordering::Release);
         Ok(())
     }
 
@@ -245,9 +309,13 @@ impl Identity {
     pub fn watch(&self) -> io::Result<()> {
         let (dir, path) = (self.dir.clone(), self.dir.join(LOCK));
         let own = file_id(&self.lock.metadata()?);
+        let is_over = Arc::clone(&self.is_over);
         thread::Builder::new().name("folder-watch".into()).spawn(move || {
             while is_at(&path, own) {
                 thread::sleep(WATCH_PAUSE);
+            }
+            if is_over.load(Ordering::Acquire) {
+                return;
             }
             // Not by the log, which other threads write: nothing more may be acknowledged.
             _ = writeln!(
@@ -328,22 +396,56 @@ fn write_durably(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// What it makes stays.
+    fn open_for_good(dir: &Path, node_id: Option<i32>) -> Result<Identity, IdentityError> {
+        let (identity, undo) = open(dir, node_id)?;
+        undo.is_due.store(false, Ordering::Release);
+        Ok(identity)
+    }
+
+    #[test]
+    fn a_start_that_joins_no_cluster_leaves_nothing() {
+        let above = tempfile::tempdir().expect("temporary folder");
+        let dir = above.path().join("new/data");
+        let start = |joins: bool| {
+            let (mut identity, undo) = open(&dir, Some(3)).expect("new");
+            fs::create_dir(layout::journal_dir(&dir)).expect("made");
+            if joins {
+                identity.join("c", 0).expect("written");
+            }
+            assert!(matches!(open(&dir, None), Err(IdentityError::Locked { .. })));
+            drop((identity, undo));
+        };
+        start(false);
+        assert!(!above.path().join("new").exists());
+        fs::create_dir_all(&dir).expect("made");
+        start(false);
+        assert_eq!(fs::read_dir(&dir).expect("there").count(), 0, "it was there, and empty");
+        start(true);
+        assert!(dir.join(FILE).exists() && layout::journal_dir(&dir).exists());
+        drop(open(&dir, Some(3)).expect("the same"));
+        assert!(dir.join(FILE).exists(), "it was not empty");
+    }
+
     #[test]
     fn a_folder_keeps_its_identity_and_takes_one_broker_at_a_time() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let first = open(dir.path(), Some(3)).expect("new");
+        let first = open_for_good(dir.path(), Some(3)).expect("new");
         assert_eq!(first.cluster_id.len(), 22);
-        assert!(matches!(open(dir.path(), None), Err(IdentityError::Locked { .. })));
+        assert!(matches!(
+            open_for_good(dir.path(), None),
+            Err(IdentityError::Locked { .. })
+        ));
         drop(first);
         assert!(matches!(
-            open(dir.path(), Some(4)),
+            open_for_good(dir.path(), Some(4)),
             Err(IdentityError::NodeId { stored: 3, given: 4 })
         ));
-        let mut again = open(dir.path(), None).expect("the same");
+        let mut again = open_for_good(dir.path(), None).expect("the same");
         assert!(again.is_new && again.check_cluster("other").is_err());
         again.join("other", 7).expect("written");
         drop(again);
-        let again = open(dir.path(), None).expect("the same");
+        let again = open_for_good(dir.path(), None).expect("the same");
         assert_eq!(
             (again.is_new, again.generation, again.cluster_id.as_str()),
             (false, 7, "other")

@@ -80,10 +80,8 @@ fn join_host(host: &str, port: u16) -> String {
     }
 }
 
-/// Binds `count` sockets to an address of which this broker shall be the only user.
-fn bind(address: SocketAddr, count: usize) -> Result<(Vec<TcpListener>, SocketAddr), ListenError> {
-    let fail = |e: std::io::Error| ListenError::new(address, e);
-    // SO_REUSEPORT would let a second broker of this user bind the same port unnoticed.
+/// Fails if somebody else listens on an address: SO_REUSEPORT would let a second broker of this user do so unnoticed.
+fn check_unused(address: SocketAddr) -> Result<(), ListenError> {
     if address.port() != 0 {
         TcpListener::bind(address).map_err(|e| {
             ListenError::new(
@@ -92,11 +90,18 @@ fn bind(address: SocketAddr, count: usize) -> Result<(Vec<TcpListener>, SocketAd
             )
         })?;
     }
-    let first = listener::bind(address).map_err(fail)?;
+    Ok(())
+}
+
+/// Binds `count` sockets to an address of which this broker shall be the only user.
+fn bind(address: SocketAddr, count: usize) -> Result<(Vec<TcpListener>, SocketAddr), ListenError> {
+    let fail = |e: std::io::Error| ListenError::new(address, e);
+    check_unused(address)?;
+    let first = listener::reserve(address).map_err(fail)?;
     let bound = first.local_addr().map_err(fail)?;
     let mut all = vec![first];
     for _ in 1..count {
-        all.push(listener::bind(bound).map_err(fail)?);
+        all.push(listener::reserve(bound).map_err(fail)?);
     }
     Ok((all, bound))
 }
@@ -110,21 +115,40 @@ pub struct Bound {
     pub address: String,
 }
 
-/// Binds the Kafka port for every shard, and with `core.endpoints` a port for each shard alone: those that follow. Clients that
-/// come wait until [`accept`] is called.
+impl Bound {
+    /// From here on clients that come wait until [`accept`] is called; before they are refused, and try other brokers.
+    ///
+    /// # Errors
+    /// Another process listens there meanwhile.
+    pub fn listen(&self) -> Result<(), ListenError> {
+        let all = || self.sockets.iter().flatten();
+        let mut addresses = Vec::new();
+        for socket in all() {
+            let address = (socket.local_addr()).map_err(|e| ListenError::new(&self.address, e))?;
+            if !addresses.contains(&address) {
+                check_unused(address)?;
+                addresses.push(address);
+            }
+        }
+        for socket in all() {
+            listener::listen(socket).map_err(|e| ListenError::new(&self.address, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Binds the Kafka port for every shard, and with `core.endpoints` a port for each shard alone: those that follow.
 ///
 /// # Errors
 /// An address is in use, or cannot be bound.
-pub fn bind_all(node: &Rc<Node>, address: SocketAddr) -> Result<Bound, ListenError> {
-    let shared = &node.shared;
-    let shards = node.router.shards();
+pub fn bind_all(settings: &Settings, node_id: i32, shards: usize, address: SocketAddr) -> Result<Bound, ListenError> {
     let (sockets, bound) = bind(address, shards)?;
     let mut sockets: Vec<Vec<TcpListener>> = sockets.into_iter().map(|s| vec![s]).collect();
-    let advertised = split_host(shared.settings.get("advertise"));
+    let advertised = split_host(settings.get("advertise"));
     let mapped = advertised.is_some();
     let (host, port) = advertised.unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
-    let endpoints = if shared.settings.flag("core.endpoints") {
-        if let Some(reason) = Endpoints::refuse_ids(shared.node_id, shards) {
+    let endpoints = if settings.flag("core.endpoints") {
+        if let Some(reason) = Endpoints::refuse_ids(node_id, shards) {
             return Err(ListenError::new(bound, reason));
         }
         let mut told = Vec::with_capacity(shards);
@@ -143,9 +167,9 @@ pub fn bind_all(node: &Rc<Node>, address: SocketAddr) -> Result<Bound, ListenErr
             of_shard.extend(own);
             told.push(if mapped { behind(port)? } else { own_bound.port() });
         }
-        Endpoints::per_core(shared.node_id, &host, &told)
+        Endpoints::per_core(node_id, &host, &told)
     } else {
-        Endpoints::one(shared.node_id, host.clone(), port)
+        Endpoints::one(node_id, host.clone(), port)
     };
     Ok(Bound {
         sockets,

@@ -1,13 +1,12 @@
 //! Start and stop: in which order, and on which threads.
 //!
-//! Start: folder locked → shard 0 recovers it → it joins the metadata quorum → sockets bound → registered as a broker →
+//! Start: folder locked → sockets bound → shard 0 recovers it → it joins the metadata quorum → registered as a broker →
 //! partitions placed → every shard opens its own → clients let in → ready. Stop: no more connections → work in flight ends → everything in segments, with
 //! checkpoints → exit.
 
 use std::{
     collections::HashMap,
     io::{self, Write},
-    net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
     sync::{
@@ -41,7 +40,7 @@ use crate::{
     cpus, doctor,
     identity::{self, Identity, IdentityError},
     kafka::{hangups::Hangups, idle},
-    listen::{self, ListenError},
+    listen::{self, Bound, ListenError},
     node::{Buffers, METADATA_KEY, Node, Shared, View},
     peers::{
         self, ClusterConfigError, Members,
@@ -200,10 +199,19 @@ struct Context {
     beside: Arc<[usize]>,
     router: Router,
     sizes: Sizes,
-    listen: SocketAddr,
     ports: Ports,
     credentials: Option<Arc<Credentials>>,
     started: Instant,
+}
+
+/// What the first shard alone is given.
+struct First {
+    /// To the others.
+    inits: Vec<flume::Sender<Init>>,
+    identity: Identity,
+    bound: Bound,
+    /// The others are ready.
+    ready: flume::Receiver<usize>,
 }
 
 /// What shard 0 tells the others once the folder is recovered.
@@ -220,6 +228,7 @@ struct Init {
 /// [`ServeError`].
 pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
     let started = Instant::now();
+    let listen = listen::resolve(&settings)?;
     let dir = PathBuf::from(settings.get("data.dir"));
     // Users outside the broker's group have no access to the files of records, whatever the umask of the shell that starts it.
     let umask = rustix::process::umask(Mode::RWXO);
@@ -234,11 +243,11 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
         return Err(ServeError::Host(format!("{}: {}", fatal.what, fatal.text)));
     }
     let node_id = (settings.source("node.id") == Source::Static).then(|| settings.number("node.id") as i32);
-    let identity = identity::open(&dir, node_id)?;
+    // The second is dropped behind all that uses the folder.
+    let (identity, _undo) = identity::open(&dir, node_id)?;
     identity
         .watch()
         .map_err(|e| ServeError::Host(format!("no thread to watch the data folder: {e}")))?;
-    let listen = listen::resolve(&settings)?;
     let allowed = cpus::allowed();
     let usable = cpus::usable();
     let shards = cpus::shards(usable, settings.number("cores") as usize);
@@ -271,6 +280,7 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
     let ports = ports::bind(&settings, &members, identity.node_id, cpus.len())?;
     let hangups =
         Hangups::start().map_err(|e| ServeError::Host(format!("clients that hang up cannot be noticed: {e}")))?;
+    let bound = listen::bind_all(&settings, identity.node_id, cpus.len(), listen)?;
     let (router, mailboxes) = Router::new(cpus.len());
     let beside = cpus::beside(&allowed, &cpus);
     let context = Context {
@@ -291,7 +301,6 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
         }),
         router,
         sizes,
-        listen,
         ports,
         credentials,
         started,
@@ -300,12 +309,17 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
 
     let (ready_tx, ready_rx) = flume::unbounded::<usize>();
     let (init_tx, init_rx): (Vec<_>, Vec<_>) = (0..cpus.len()).map(|_| flume::bounded::<Init>(1)).unzip();
-    // The first shard alone needs the folder's identity: to note the cluster that it joins.
-    let mut first = Some((init_tx, identity));
+    // The first shard alone needs the folder's identity, to note the cluster that it joins, and has the others' sockets until then.
+    let mut first = Some(First {
+        inits: init_tx,
+        identity,
+        bound,
+        ready: ready_rx,
+    });
     let helpers = helpers(&beside).map_err(|e| ServeError::Executor(e.to_string()))?;
     let mut threads = Vec::new();
     for (shard, ((cpu, mailbox), init)) in cpus.into_iter().zip(mailboxes).zip(init_rx).enumerate() {
-        let (context, ready_tx, ready_rx) = (context.clone(), ready_tx.clone(), ready_rx.clone());
+        let (context, ready_tx) = (context.clone(), ready_tx.clone());
         let first = if shard == 0 { first.take() } else { None };
         let thread = LocalExecutorBuilder::new(Placement::Fixed(cpu))
             .name(&format!("shard-{shard}"))
@@ -315,7 +329,7 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
             .spawn(move || async move {
                 let (failed, router) = (context.shared.clone(), context.router.clone());
                 let result = match first {
-                    Some((inits, identity)) => first_shard(context, mailbox, inits, identity, ready_rx).await,
+                    Some(first) => first_shard(context, mailbox, first).await,
                     None => other_shard(context, shard, mailbox, init, ready_tx).await,
                 };
                 if let Err(error) = &result {
@@ -436,13 +450,13 @@ fn spawn_commits(engine: &Shard<GlommioHost>) {
     glommio::spawn_local(async move { engine.run_commits().await }).detach();
 }
 
-async fn first_shard(
-    context: Context,
-    mailbox: flume::Receiver<Job>,
-    inits: Vec<flume::Sender<Init>>,
-    mut identity: Identity,
-    ready: flume::Receiver<usize>,
-) -> Result<(), ServeError> {
+async fn first_shard(context: Context, mailbox: flume::Receiver<Job>, first: First) -> Result<(), ServeError> {
+    let First {
+        inits,
+        mut identity,
+        bound,
+        ready,
+    } = first;
     let host = new_host(&context.shared.data_dir, &context.beside).await?;
     let shards = context.router.shards();
     if !identity.is_new {
@@ -463,7 +477,7 @@ async fn first_shard(
     let to_join = Joining {
         ports: &context.ports,
         credentials: context.credentials.as_deref(),
-        clients_at: context.listen,
+        bound,
         recovered: metadata.clone(),
         identity: &mut identity,
     };

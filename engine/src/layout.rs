@@ -46,6 +46,12 @@ pub fn logs_dir(data: &Path) -> PathBuf {
     data.join("logs")
 }
 
+/// All of them.
+#[must_use]
+pub fn folders(data: &Path) -> [PathBuf; 5] {
+    [journal_dir, checkpoint_dir, agreed_dir, logs_dir, removed_dir].map(|folder| folder(data))
+}
+
 /// Folder of what is needed no more and waits to be removed.
 #[must_use]
 pub fn removed_dir(data: &Path) -> PathBuf {

@@ -14,26 +14,43 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, io::WriteHalf};
 use glommio::net::{TcpListener, TcpStream};
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{kafka::frame, traffic::Traffic};
 
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// Binds a listening socket. Several may bind one address (SO_REUSEPORT): the kernel spreads connections over them.
+/// Binds a socket that will listen, and refuses connections until it does. Several may bind one address (SO_REUSEPORT): the kernel spreads connections over them.
 /// SO_REUSEADDR beside it, which glommio's own `bind` does not set: without it connections of a killed broker that linger in
 /// TIME_WAIT keep the next one from its port.
 ///
 /// # Errors
 /// What the system says, for example that the address is in use.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub fn reserve(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Lets connections come; they wait until they are accepted.
+///
+/// # Errors
+/// What the system says.
+pub fn listen(reserved: &std::net::TcpListener) -> io::Result<()> {
+    SockRef::from(reserved).listen(BACKLOG)
+}
+
+/// Binds a listening socket, as [`reserve`] does.
+///
+/// # Errors
+/// What the system says.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = reserve(address)?;
+    listen(&socket)?;
+    Ok(socket)
 }
 
 /// A listening socket of one shard.

@@ -1,6 +1,6 @@
 //! How a node comes to take part: a member of the metadata quorum first, then a registered broker.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, sync::atomic::Ordering};
+use std::{rc::Rc, sync::Arc, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use millrace_cluster::{
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     identity::{Identity, IdentityError},
     kafka::handlers::init_producer_id::ProducerIds,
-    listen::{self, Bound, ListenError},
+    listen::{Bound, ListenError},
     node::{Coordinator, Node, View},
     peers::{
         introduce,
@@ -64,15 +64,15 @@ pub struct Joining<'a> {
     pub ports: &'a Ports,
     /// What this node shows them, in a cluster.
     pub credentials: Option<&'a Credentials>,
-    /// Where clients shall connect.
-    pub clients_at: SocketAddr,
+    /// Bound, for clients.
+    pub bound: Bound,
     /// The metadata log.
     pub recovered: Option<LogState>,
     /// The data folder.
     pub identity: &'a mut Identity,
 }
 
-/// Makes this node a member of the metadata quorum, lets other nodes in, binds what clients connect to, and registers it as a
+/// Makes this node a member of the metadata quorum, lets other nodes in, listens for clients, and registers it as a
 /// broker; `None` if it is told to stop before that.
 ///
 /// # Errors
@@ -81,7 +81,7 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
     let Joining {
         ports,
         credentials,
-        clients_at,
+        bound,
         recovered,
         identity,
     } = joining;
@@ -134,7 +134,7 @@ pub async fn join(node: &Rc<Node>, joining: Joining<'_>) -> Result<Option<(Regis
     let (q, n) = (Rc::clone(&quorum), Rc::clone(node));
     glommio::spawn_local(async move { q.run_clock(&n.host, || n.is_stopping()).await }).detach();
 
-    let bound = listen::bind_all(node, clients_at)?;
+    bound.listen()?;
     let clients = bound.endpoints.all().iter().map(|e| Address {
         host: e.host.clone(),
         port: e.port,
