@@ -10,7 +10,8 @@
 #   scripts/cluster-local.sh down [--keep]     stops all; removes their data unless told to keep it
 # With --netns every node has a network namespace of its own (needs root, iproute2, nftables); else all are on loopback.
 # CLUSTER_BIN names the binary (default: a release build of this checkout), CLUSTER_DIR the folder of the nodes,
-# CLUSTER_PORT the first port on loopback (default 19092).
+# CLUSTER_PORT the first port on loopback (default 19092): the nth node has CLUSTER_PORT + n - 1 for clients, and for nodes
+# CLUSTER_PORT + 100 n and those behind it, one for each of its shards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DIR="${CLUSTER_DIR:-target/cluster-local}"
@@ -27,7 +28,7 @@ runs() { local s; s=$(state "$1"); [ -n "$s" ] && [ "$s" != Z ]; }
 known() { [ -d "$DIR/${1:-none}" ] || fail "node ${1:-?} is not there; nodes: $(nodes | xargs)"; }
 
 kafka_address() { if in_netns; then echo "$NET.$1:9092"; else echo "127.0.0.1:$((PORT + $1 - 1))"; fi; }
-cluster_address() { if in_netns; then echo "$NET.$1:9192"; else echo "127.0.0.1:$((PORT + 100 + $1 - 1))"; fi; }
+cluster_address() { if in_netns; then echo "$NET.$1:9192"; else echo "127.0.0.1:$((PORT + 100 * $1))"; fi; }
 
 binary() {
   if [ -z "${CLUSTER_BIN:-}" ]; then
@@ -161,5 +162,5 @@ down)
   if in_netns; then remove_netns; fi
   if [ "${1:-}" != --keep ]; then rm -rf "$DIR"; fi
   ;;
-*) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//'; [ "$command" = help ] || exit 1 ;;
+*) sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//'; [ "$command" = help ] || exit 1 ;;
 esac

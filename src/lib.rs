@@ -5,6 +5,7 @@
 //! [`endpoints`] is what clients connect to; [`config`] is the one registry of settings; [`doctor`] looks at the host;
 //! [`export`] saves a stopped broker's records as Kafka's files.
 
+pub mod address;
 pub mod admin;
 pub mod config;
 pub mod container;

@@ -11,7 +11,7 @@ use millrace_engine::host::Host;
 use millrace_net::listener::{self, Listener};
 use thiserror::Error;
 
-use crate::{config::Settings, endpoints::Endpoints, kafka::connection, node::Node};
+use crate::{address, config::Settings, endpoints::Endpoints, kafka::connection, node::Node};
 
 /// An address that cannot be used; the text says what to do.
 #[derive(Debug, Error)]
@@ -38,6 +38,7 @@ impl ListenError {
 /// Not an address, or one that clients cannot be told.
 pub fn resolve(settings: &Settings) -> Result<SocketAddr, ListenError> {
     let configured = settings.get("kafka.listen");
+    address::split(configured).map_err(|e| ListenError::new(configured, e))?;
     let listen = configured
         .to_socket_addrs()
         .map_err(|e| ListenError::new(configured, format!("{e}; write HOST:PORT, for example 127.0.0.1:9092")))?
@@ -50,7 +51,7 @@ pub fn resolve(settings: &Settings) -> Result<SocketAddr, ListenError> {
             "clients cannot connect to an unspecified address: say with --advertise HOST:PORT which one to tell them",
         ));
     }
-    if !advertise.is_empty() && split_host(advertise).is_none() {
+    if !advertise.is_empty() && address::split_told(advertise).is_err() {
         return Err(ListenError::new(
             advertise,
             "--advertise takes HOST:PORT, both as clients are to use them, for example broker-1.example.org:9092 or \
@@ -58,26 +59,6 @@ pub fn resolve(settings: &Settings) -> Result<SocketAddr, ListenError> {
         ));
     }
     Ok(listen)
-}
-
-fn split_host(address: &str) -> Option<(String, u16)> {
-    let (host, port) = address.rsplit_once(':')?;
-    let host = match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']')?,
-        None if host.contains(':') => return None,
-        None => host,
-    };
-    let port = port.parse().ok().filter(|p| *p != 0)?;
-    (!host.is_empty()).then(|| (host.to_owned(), port))
-}
-
-/// An address as clients take it: IPv6 in brackets.
-fn join_host(host: &str, port: u16) -> String {
-    if host.contains(':') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
 }
 
 /// Fails if somebody else listens on an address: SO_REUSEPORT would let a second broker of this user do so unnoticed.
@@ -144,9 +125,12 @@ impl Bound {
 pub fn bind_all(settings: &Settings, node_id: i32, shards: usize, address: SocketAddr) -> Result<Bound, ListenError> {
     let (sockets, bound) = bind(address, shards)?;
     let mut sockets: Vec<Vec<TcpListener>> = sockets.into_iter().map(|s| vec![s]).collect();
-    let advertised = split_host(settings.get("advertise"));
-    let mapped = advertised.is_some();
-    let (host, port) = advertised.unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
+    let advertised = address::split_told(settings.get("advertise"));
+    let mapped = advertised.is_ok();
+    let (host, port) = advertised.map_or_else(
+        |_| (bound.ip().to_string(), bound.port()),
+        |(host, port)| (host.to_owned(), port),
+    );
     let endpoints = if settings.flag("core.endpoints") {
         if let Some(reason) = Endpoints::refuse_ids(node_id, shards) {
             return Err(ListenError::new(bound, reason));
@@ -174,7 +158,7 @@ pub fn bind_all(settings: &Settings, node_id: i32, shards: usize, address: Socke
     Ok(Bound {
         sockets,
         endpoints: Arc::new(endpoints),
-        address: join_host(&host, port),
+        address: address::join(&host, port),
     })
 }
 
@@ -222,34 +206,4 @@ fn spawn_accept(node: &Rc<Node>, listener: Listener, to_core: bool) {
         }
     })
     .detach();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{join_host, split_host};
-
-    #[test]
-    fn an_address_for_clients_has_a_host_and_a_port() {
-        for (text, host, port) in [
-            ("127.0.0.1:9092", "127.0.0.1", 9092),
-            ("broker-1:1", "broker-1", 1),
-            ("[::1]:9092", "::1", 9092),
-        ] {
-            assert_eq!(split_host(text), Some((host.to_owned(), port)), "{text}");
-            assert_eq!(join_host(host, port), text);
-        }
-        for text in [
-            ":9092",
-            "[]:9092",
-            "broker",
-            "broker:",
-            "broker:0",
-            "broker:65536",
-            "::1:9092",
-            "[::1:9092",
-            "[::1]",
-        ] {
-            assert_eq!(split_host(text), None, "{text}");
-        }
-    }
 }

@@ -14,6 +14,8 @@ use kafka_protocol::{
 };
 use thiserror::Error;
 
+use crate::address::{self, AddressError};
+
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an answer may take: some wait for other nodes.
@@ -24,6 +26,14 @@ const ANSWER_MAX: usize = 64 << 20;
 /// Why something asked of a cluster was not done.
 #[derive(Debug, Error)]
 pub enum AdminError {
+    /// Not an address.
+    #[error("--bootstrap {address:?}: {reason}")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong with it.
+        reason: AddressError,
+    },
     /// Nobody there.
     #[error("{address} cannot be reached: {source}; name a running broker with --bootstrap HOST:PORT")]
     Connect {
@@ -70,8 +80,15 @@ impl Client {
     pub fn connect(bootstrap: &str) -> Result<Self, AdminError> {
         let mut last = io::Error::from(io::ErrorKind::InvalidInput);
         for address in bootstrap.split(',').map(str::trim) {
+            address::split_told(address).map_err(|reason| AdminError::Address {
+                address: address.to_owned(),
+                reason,
+            })?;
             let found = address.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-            for socket in found.unwrap_or_default() {
+            for socket in found.unwrap_or_else(|error| {
+                last = error;
+                Vec::new()
+            }) {
                 match TcpStream::connect_timeout(&socket, CONNECT) {
                     Ok(stream) => {
                         stream.set_read_timeout(Some(ANSWER))?;

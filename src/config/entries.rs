@@ -182,7 +182,8 @@ pub const ENTRIES: &[Entry] = &[
         "cluster.listen",
         Kind::Str,
         "",
-        "Address that other nodes reach this one at (UDP); empty for a node alone.",
+        "Address that other nodes reach this one at, empty for a node alone: UDP on its port for the first shard and on those behind it for \
+         the others, and TCP on its port, by which a death is noticed.",
     ),
     broker(
         "peers",

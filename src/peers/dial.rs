@@ -14,7 +14,7 @@ use millrace_engine::host::Host;
 use millrace_net::quic::{Connection, FrameReceiver, FrameSender, LinkError};
 
 use super::FRAME_MAX;
-use crate::node::Node;
+use crate::{address, node::Node};
 
 /// How long connecting may take, and the first answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -88,7 +88,7 @@ pub(super) async fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<Sock
     let told = || node.contacts.borrow().get(&to).cloned();
     let registered = || {
         let address = image.broker(to)?.registration.peers.get(shard as usize)?;
-        Some(format!("{}:{}", address.host, address.port))
+        Some(address::join(&address.host, address.port))
     };
     let text = match shard {
         0 => member.filter(|a| !a.is_empty()).or_else(told),

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, net::ToSocketAddrs};
 
 use thiserror::Error;
 
-use crate::config::Settings;
+use crate::{address, config::Settings};
 
 /// Bytes of one frame at the most: a snapshot of the metadata is the largest.
 pub const FRAME_MAX: usize = 256 << 20;
@@ -32,7 +32,7 @@ pub struct ClusterConfigError {
 /// Who the cluster begins with, and where they are.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Members {
-    /// Node id → `HOST:PORT` of its first shard; this node among them. Empty for a node alone.
+    /// Node id → `HOST:PORT` of its first shard, the next ones have the ports behind it; this node among them. Empty for a node alone.
     pub addresses: BTreeMap<i32, String>,
 }
 
@@ -53,11 +53,11 @@ impl Members {
                 "with --peers, say with --cluster-listen HOST:PORT where the others reach this node".into(),
             ));
         }
+        address::split_told(listen).map_err(|e| wrong("cluster.listen", format!("{listen:?}: {e}")))?;
         let mut addresses = BTreeMap::new();
         for peer in peers.split(',').map(str::trim).filter(|p| !p.is_empty()) {
             let parsed = peer.split_once('@').and_then(|(id, address)| {
                 let id: i32 = id.trim().parse().ok().filter(|id| *id >= 0)?;
-                address.rsplit_once(':')?.1.parse::<u16>().ok()?;
                 Some((id, address.trim().to_owned()))
             });
             let Some((id, address)) = parsed else {
@@ -66,6 +66,7 @@ impl Members {
                     format!("{peer:?} is not ID@HOST:PORT; write for example 1@10.0.0.1:9192,2@10.0.0.2:9192"),
                 ));
             };
+            address::split_told(&address).map_err(|e| wrong("peers", format!("{peer:?}: {e}")))?;
             if addresses.insert(id, address).is_some() {
                 return Err(wrong("peers", format!("node {id} stands there twice")));
             }
@@ -128,6 +129,12 @@ mod tests {
             ("h:1", "h:1"),
             ("h:1", "2@h"),
             ("h:1", "2@h:x"),
+            ("h:1", "2@h:0"),
+            ("h:1", "2@:1"),
+            ("h:1", "2@::1:1"),
+            (":1", "2@h:1"),
+            ("h:0", "2@h:1"),
+            ("::1:1", "2@h:1"),
             ("h:1", "-2@h:1"),
             ("h:1", "1@h:1"),
             ("h:1", "2@h:1,2@h:2"),

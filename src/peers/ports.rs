@@ -1,6 +1,7 @@
 //! The UDP port of each shard, where other nodes reach it.
 
 use std::{
+    fmt::Display,
     io::ErrorKind,
     net::{SocketAddr, ToSocketAddrs, UdpSocket},
     rc::Rc,
@@ -14,7 +15,7 @@ use millrace_net::quic::{self, Credentials, Endpoint, LinkError};
 use thiserror::Error;
 
 use super::{Members, serve};
-use crate::{config::Settings, node::Node, replication};
+use crate::{address, config::Settings, node::Node, replication};
 
 /// How long a port may be in use before that is an error.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -25,10 +26,17 @@ const AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug, Error)]
 pub enum PortsError {
     /// It cannot be bound.
-    #[error("cannot listen on {address}: {reason}; choose another address with --cluster-listen HOST:PORT")]
+    #[error(
+        "cannot listen on {address}, for the nodes of the cluster (UDP, shard {shard} of {shards}): {reason}; shards take the port of \
+         --cluster-listen HOST:PORT and those behind it, choose others"
+    )]
     Bind {
-        /// As configured.
+        /// As configured, or behind that.
         address: String,
+        /// Whose it would be.
+        shard: usize,
+        /// As many ports are needed.
+        shards: usize,
         /// Why.
         reason: String,
     },
@@ -40,7 +48,7 @@ pub enum PortsError {
 /// Bound UDP sockets of all shards, and what the others are told of them; none for a node alone.
 pub type Ports = Arc<Vec<(UdpSocket, Address)>>;
 
-/// Binds a socket for each shard: the first as configured, the others on any port of the same address.
+/// Binds a socket for each shard: the first as configured, the others on the ports behind it.
 ///
 /// # Errors
 /// [`PortsError::Bind`].
@@ -49,27 +57,29 @@ pub fn bind(settings: &Settings, members: &Members, node_id: i32, shards: usize)
         return Ok(Arc::new(Vec::new()));
     };
     let configured = settings.get("cluster.listen");
-    let fail = |reason: String| PortsError::Bind {
-        address: configured.to_owned(),
-        reason,
+    let fail = |shard: usize, address: &dyn Display, reason: &dyn Display| PortsError::Bind {
+        address: address.to_string(),
+        shard,
+        shards,
+        reason: reason.to_string(),
     };
-    let address = configured
-        .to_socket_addrs()
-        .map_err(|e| fail(e.to_string()))?
-        .next()
-        .ok_or_else(|| fail("the name has no address".into()))?;
-    let host = told.rsplit_once(':').map_or(told.as_str(), |(host, _)| host);
+    let mut found = configured.to_socket_addrs().map_err(|e| fail(0, &configured, &e))?;
+    let first = (found.next()).ok_or_else(|| fail(0, &configured, &"the name has no address"))?;
+    let (host, told) = address::split_told(told).map_err(|e| fail(0, told, &e))?;
     let mut sockets = Vec::with_capacity(shards);
     for shard in 0..shards {
-        let wanted = if shard == 0 {
-            address
-        } else {
-            SocketAddr::new(address.ip(), 0)
+        let behind = |port: u16| {
+            let port = u16::try_from(usize::from(port) + shard);
+            port.map_err(|_| fail(shard, &configured, &"there are no ports beyond 65535"))
         };
-        let socket = bind_one(wanted).map_err(|e| fail(e.to_string()))?;
-        let port = socket.local_addr().map_err(|e| fail(e.to_string()))?.port();
-        let host = host.to_owned();
-        sockets.push((socket, Address { host, port }));
+        let address = SocketAddr::new(first.ip(), behind(first.port())?);
+        let socket = bind_one(address).map_err(|e| fail(shard, &address, &e))?;
+        let told = Address {
+            host: host.to_owned(),
+            // Whoever maps ports maps one for each shard.
+            port: behind(told)?,
+        };
+        sockets.push((socket, told));
     }
     Ok(Arc::new(sockets))
 }
@@ -95,7 +105,9 @@ pub fn open(node: &Rc<Node>, ports: &Ports, credentials: Option<&Credentials>) -
         return Ok(());
     };
     let socket = socket.try_clone().map_err(|e| PortsError::Bind {
-        address: format!("{}:{}", address.host, address.port),
+        address: address::join(&address.host, address.port),
+        shard: node.shard,
+        shards: ports.len(),
         reason: e.to_string(),
     })?;
     let endpoint = Rc::new(Endpoint::new(socket, credentials)?);

@@ -21,22 +21,28 @@ PARTITIONS = 6
 # What a consumer is told whose position is said to be no record's: its log was truncated, or does not reach that far.
 RESETS = (KafkaError._LOG_TRUNCATION, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 KEYS = 24
+PORTS_OF_NODE = 4
 
 
 def free_ports(count):
-    """Ports that nobody uses now, outside the range from which connections get theirs: nodes are started again on them."""
+    """Ports that nobody uses now, and neither those behind them, which a node's further shards take. They are outside the range from
+    which connections get theirs: nodes are started again on them."""
     ports = []
     while len(ports) < count:
-        port = random.randrange(20_000, 30_000)
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            try:
-                tcp.bind(("127.0.0.1", port))
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in ports:
+        port = random.randrange(20_000, 30_000, PORTS_OF_NODE)
+        if port not in ports and all(map(is_free, range(port, port + PORTS_OF_NODE))):
             ports.append(port)
     return ports
+
+
+def is_free(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        try:
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Node:

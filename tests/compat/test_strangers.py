@@ -57,7 +57,7 @@ def test_a_broker_whose_folder_was_removed_acknowledges_nothing_more(make_broker
 def test_a_development_ca_is_not_taken_from_a_folder_that_all_share(tmp_path):
     environment = {k: v for k, v in clean_environment().items() if k not in ("HOME", "XDG_STATE_HOME")}
     command = [BINARY, "serve", "--data-dir", tmp_path / "data", "--kafka-listen", "127.0.0.1:0"]
-    command += ["--cluster-listen", "127.0.0.1:0", "--node-id", "1", "--peers", "1@127.0.0.1:1"]
+    command += ["--cluster-listen", "127.0.0.1:1", "--node-id", "1", "--peers", "1@127.0.0.1:1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "set HOME or XDG_STATE_HOME" in done.stderr
 

@@ -94,8 +94,18 @@ impl Drop for Running {
     }
 }
 
-fn free_port() -> Outcome<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// A broker's shards take the ports behind its own.
+const PORTS_OF_NODE: u16 = 100;
+
+fn free_ports(count: usize) -> Outcome<Vec<u16>> {
+    let mut ports: Vec<u16> = Vec::new();
+    while ports.len() < count {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        if port < u16::MAX - PORTS_OF_NODE && ports.iter().all(|p| p.abs_diff(port) >= PORTS_OF_NODE) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
 }
 
 impl Target {
@@ -123,7 +133,7 @@ impl Target {
                 start_and_listen(&[Program::new(&std::env::current_exe()?, &args, dir)])
             }
             Self::Millrace { binary, nodes, .. } => {
-                let ports = (0..*nodes).map(|_| free_port()).collect::<Outcome<Vec<_>>>()?;
+                let ports = free_ports(*nodes)?;
                 let programs: Vec<Program> = (0..*nodes)
                     .map(|number| {
                         let dir = dir.join((number + 1).to_string());
@@ -183,7 +193,7 @@ impl Target {
                 } else {
                     format!(", {nodes} nodes, the first")
                 };
-                let ports: Vec<u16> = (9192..).take(*nodes).collect();
+                let ports: Vec<u16> = (9192..).step_by(PORTS_OF_NODE.into()).take(*nodes).collect();
                 format!(
                     "{version}{count}: `millrace {}`",
                     self.millrace_args(0, &ports, Path::new("DIR")).join(" ")
