@@ -94,13 +94,18 @@ impl Drop for Running {
     }
 }
 
+fn free_port() -> Outcome<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
 /// A broker's shards take the ports behind its own.
 const PORTS_OF_NODE: u16 = 100;
 
+/// Ports with room behind each.
 fn free_ports(count: usize) -> Outcome<Vec<u16>> {
     let mut ports: Vec<u16> = Vec::new();
     while ports.len() < count {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         if port < u16::MAX - PORTS_OF_NODE && ports.iter().all(|p| p.abs_diff(port) >= PORTS_OF_NODE) {
             ports.push(port);
         }
