@@ -236,7 +236,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
                 ..
             }) => {
                 let place = answers.place();
-                answers.fill(&place, Reply::Bytes(dispatch::unsupported_api_versions(correlation_id)));
+                answers.fill(&place, dispatch::unsupported_api_versions(correlation_id));
                 continue;
             }
             Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),

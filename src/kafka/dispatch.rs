@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, RequestKind};
 use millrace_engine::sync::Permit;
-use millrace_net::kafka::codec::{self, Request};
+use millrace_net::kafka::codec::{self, EncodeError, Request};
 
 use super::{
     connection::Peer,
@@ -26,6 +26,14 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// A response, if it could be encoded; else nobody can be told.
+    pub fn of(encoded: Result<Self, EncodeError>) -> Self {
+        encoded.unwrap_or_else(|error| {
+            tracing::error!(%error, "its connection is closed");
+            Self::Close
+        })
+    }
+
     /// Bytes to be sent.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -39,15 +47,18 @@ impl Reply {
 
 /// The answer to an ApiVersions request newer than ours: version 0 of the response with error 35 and the ranges.
 #[must_use]
-pub fn unsupported_api_versions(correlation_id: i32) -> BytesMut {
-    codec::encode(ApiKey::ApiVersions, &h::api_versions::unsupported(), 0, correlation_id)
+pub fn unsupported_api_versions(correlation_id: i32) -> Reply {
+    let answer = h::api_versions::unsupported();
+    Reply::of(codec::encode(ApiKey::ApiVersions, &answer, 0, correlation_id).map(Reply::Bytes))
 }
 
 /// Handles a Produce request whose batches were checked. It alone is worked on beside others of its connection, in a task that would have
 /// to be as large as the largest handler if they all were one.
 pub async fn produce(node: &Rc<Node>, version: i16, id: i32, prepared: Prepared) -> Reply {
     match h::produce::append(node, prepared).await {
-        h::produce::Outcome::Answer(response) => Reply::Bytes(codec::encode(ApiKey::Produce, &response, version, id)),
+        h::produce::Outcome::Answer(response) => {
+            Reply::of(codec::encode(ApiKey::Produce, &response, version, id).map(Reply::Bytes))
+        }
         h::produce::Outcome::Silent => Reply::Nothing,
         h::produce::Outcome::Close => Reply::Close,
     }
@@ -58,7 +69,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
     let (api, version, id) = (request.api, request.version, request.correlation_id);
     macro_rules! answer {
         ($response:expr) => {
-            Reply::Bytes(codec::encode(api, &$response, version, id))
+            Reply::of(codec::encode(api, &$response, version, id).map(Reply::Bytes))
         };
     }
     let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());

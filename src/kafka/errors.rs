@@ -6,6 +6,9 @@ use millrace_engine::{AppendError, BatchError, ReadError, StorageError};
 
 use crate::{coordinator::controller::MetadataError, router::Stopping};
 
+/// Bytes of a message.
+const MESSAGE_MAX: usize = 1_000;
+
 /// What a client is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -16,13 +19,15 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// An error in its own words.
+    /// An error in its own words. They may quote what was asked for, and are cut where that is long.
     #[must_use]
     pub fn new(error: ResponseError, message: impl Into<String>) -> Self {
-        Self {
-            error,
-            message: message.into(),
+        let mut message = message.into();
+        if message.len() > MESSAGE_MAX {
+            message.truncate(message.floor_char_boundary(MESSAGE_MAX));
+            message.push('…');
         }
+        Self { error, message }
     }
 
     /// Kafka's number.

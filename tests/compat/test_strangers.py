@@ -4,6 +4,7 @@ import os
 import pathlib
 import resource
 import socket
+import struct
 import subprocess
 import time
 
@@ -11,6 +12,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from conftest import BINARY, clean_environment
+from test_bad_input import answer, assert_serving, connect, frame, is_closed, request
 
 
 def test_the_name_of_the_metadata_log_is_reserved(broker):
@@ -80,3 +82,37 @@ def test_whoever_takes_all_liveness_connections_breaks_no_link_between_nodes(mak
     finally:
         for connection in taken:
             connection.close()
+
+
+def text(value):
+    return struct.pack(">h", len(value)) + value
+
+
+LONG = b"x" * 32_760
+
+
+@pytest.mark.parametrize("asked", [
+    request(19, 2, struct.pack(">i", 1) + text(LONG) + struct.pack(">ihiiib", 1, 1, 0, 0, 1000, 0)),
+    request(19, 4, struct.pack(">i", 1) + text(b"\x01" * 7000) + struct.pack(">ihiiib", 1, 1, 0, 0, 1000, 0)),
+    request(19, 2, struct.pack(">i", 1) + text(b"t") + struct.pack(">ihii", 1, 1, 0, 1) + text(b"retention.ms") + text(LONG)
+            + struct.pack(">ib", 1000, 0)),
+    request(32, 1, struct.pack(">ib", 1, 2) + text(LONG) + struct.pack(">ib", -1, 0)),
+    request(33, 0, struct.pack(">ib", 1, 4) + text(b"0") + struct.pack(">i", 1) + text(b"num.partitions") + text(LONG) + b"\1"),
+    frame(struct.pack(">hhih", 11, 4, 7, 32_767) + b"c" * 32_767 + text(b"g") + struct.pack(">ii", 10_000, 10_000) + text(b"")
+          + text(b"consumer") + struct.pack(">i", 1) + text(b"range") + struct.pack(">i", 1) + b"x"),
+], ids=["name", "controls", "value", "describe", "alter", "client"])
+def test_an_answer_that_quotes_what_was_asked_fits_its_encoding(broker, asked):
+    with connect(broker) as connection:
+        connection.sendall(asked)
+        answer(connection)
+    assert_serving(broker)
+    assert "cannot be encoded" not in broker.log_text()
+
+
+def test_a_string_that_only_the_compact_encoding_carries_is_refused(broker):
+    # FindCoordinator 4 with a key of 32,768 bytes.
+    key = b"\x81\x80\x02" + b"k" * 32_768
+    with connect(broker) as connection:
+        connection.sendall(request(10, 4, b"\0\0\2" + key + b"\0"))
+        assert is_closed(connection)
+    assert_serving(broker)

@@ -34,8 +34,9 @@ pub enum GroupRecord {
     },
 }
 
+/// Strings of clients are not longer than the format can say: requests are held to that when they are decoded.
 fn put_string(out: &mut BytesMut, s: &str) {
-    out.put_i16(s.len() as i16);
+    out.put_i16(i16::try_from(s.len()).expect("a string of a request has at most 32,767 bytes"));
     out.put_slice(s.as_bytes());
 }
 
@@ -47,7 +48,7 @@ fn put_nullable(out: &mut BytesMut, s: Option<&str>) {
 }
 
 fn put_bytes(out: &mut BytesMut, b: &[u8]) {
-    out.put_i32(b.len() as i32);
+    out.put_i32(i32::try_from(b.len()).expect("bytes of a request are within a frame"));
     out.put_slice(b);
 }
 
@@ -93,7 +94,7 @@ pub fn group_value(group: &Group) -> Bytes {
     put_nullable(&mut out, group.protocol.as_deref());
     put_nullable(&mut out, group.leader.as_deref());
     out.put_i64(group.state_since);
-    out.put_i32(group.members.len() as i32);
+    out.put_i32(i32::try_from(group.members.len()).expect("members are connections"));
     let protocol = group.protocol.as_deref().unwrap_or("");
     for member in group.members.values() {
         put_string(&mut out, &member.id);

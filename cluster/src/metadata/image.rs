@@ -163,10 +163,10 @@ impl Image {
                 let index = *partition as usize;
                 if index < topic.partitions.len() {
                     topic.partitions[index] = state.clone();
-                } else {
-                    assert_eq!(index, topic.partitions.len(), "partitions are created in order");
+                } else if index == topic.partitions.len() {
                     topic.partitions.push(state.clone());
                 }
+                // One that leaves a gap changes nothing, on any member: to end them here would end them again at every replay.
             }
             MetadataRecord::RemoveTopic { id } => {
                 if let Some(topic) = self.by_id.remove(&Uuid::from_bytes(*id)) {
@@ -337,6 +337,14 @@ mod tests {
         assert_eq!(again.snapshot(), image.snapshot());
         assert_eq!(again.topic("t1").expect("kept").partitions.len(), 3);
         assert!(again.topic("t9").is_none() && again.topic("t2").is_none());
+    }
+
+    #[test]
+    fn a_partition_that_leaves_a_gap_changes_nothing() {
+        let image = Image::default().apply(&topic(1, 2));
+        let mut gap = topic(1, 9);
+        let after = image.apply(&gap.split_off(5));
+        assert_eq!(after.topic("t1").expect("there").partitions.len(), 2);
     }
 
     #[test]

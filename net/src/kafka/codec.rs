@@ -37,6 +37,18 @@ pub enum DecodeError {
     },
 }
 
+/// An answer that cannot be sent: a string is longer than its version can say, or a field is set that the version does not have.
+#[derive(Debug, Error)]
+#[error("an answer of {api:?} version {version} cannot be encoded: {reason}")]
+pub struct EncodeError {
+    /// Which API.
+    pub api: ApiKey,
+    /// Version asked for.
+    pub version: i16,
+    /// The encoder's words.
+    pub reason: String,
+}
+
 /// A decoded request.
 #[derive(Debug)]
 pub struct Request {
@@ -105,41 +117,53 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
 
 /// Encodes a response of `api` with length prefix and header.
 ///
-/// # Panics
-/// If a field was set that the version does not have: a bug of the handler.
-#[must_use]
-pub fn encode<R: Encodable + HeaderVersion>(api: ApiKey, response: &R, version: i16, correlation_id: i32) -> BytesMut {
+/// # Errors
+/// [`EncodeError`]; the connection is to be closed, as nobody else can be told.
+pub fn encode<R: Encodable + HeaderVersion>(
+    api: ApiKey,
+    response: &R,
+    version: i16,
+    correlation_id: i32,
+) -> Result<BytesMut, EncodeError> {
+    let failed = |reason: String| EncodeError { api, version, reason };
     let known = newer::known(api, version);
     let mut out = BytesMut::with_capacity(room(response, known));
-    let header_len = write(&mut out, response, known, correlation_id);
+    let header_len = write(&mut out, response, known, correlation_id).map_err(failed)?;
     if known != version {
         let body = newer::response(api, version, &out[header_len..]);
         out.truncate(header_len);
         out.extend_from_slice(&body);
     }
-    let length = (out.len() - 4) as i32;
-    out[..4].copy_from_slice(&length.to_be_bytes());
-    out
+    let length = length_of(out.len()).map_err(failed)?;
+    out[..4].copy_from_slice(&length);
+    Ok(out)
+}
+
+/// What a frame's prefix says.
+fn length_of(with_prefix: usize) -> Result<[u8; 4], String> {
+    let length = i32::try_from(with_prefix - 4).map_err(|_| format!("it has {with_prefix} bytes"))?;
+    Ok(length.to_be_bytes())
 }
 
 /// As [`encode`], in pieces: `large` are bytes that the response holds, in its order, and that are not copied. For APIs that the
 /// protocol crate knows in all versions served.
 ///
-/// # Panics
+/// # Errors
 /// As [`encode`].
-#[must_use]
 pub fn encode_pieces<R: Encodable + HeaderVersion>(
+    api: ApiKey,
     response: &R,
     version: i16,
     correlation_id: i32,
     large: &[Bytes],
-) -> Vec<Bytes> {
+) -> Result<Vec<Bytes>, EncodeError> {
+    let failed = |reason: String| EncodeError { api, version, reason };
     let large_len: usize = large.iter().map(Bytes::len).sum();
     let mut out = Gather::new(large, room(response, version).saturating_sub(large_len));
-    write(&mut out, response, version, correlation_id);
-    let length = (out.len() - 4) as i32;
-    out.first_mut()[..4].copy_from_slice(&length.to_be_bytes());
-    out.pieces()
+    write(&mut out, response, version, correlation_id).map_err(failed)?;
+    let length = length_of(out.len()).map_err(failed)?;
+    out.first_mut()[..4].copy_from_slice(&length);
+    Ok(out.pieces())
 }
 
 /// What a response takes with length and header, or a little more: to grow step by step would copy a long one several times.
@@ -153,15 +177,13 @@ fn write<R: Encodable + HeaderVersion>(
     response: &R,
     version: i16,
     correlation_id: i32,
-) -> usize {
+) -> Result<usize, String> {
     out.put_slice(&[0; 4]);
     ResponseHeader::default()
         .with_correlation_id(correlation_id)
         .encode(out, R::header_version(version))
-        .expect("a response header has no field that a version lacks");
+        .map_err(|e| e.to_string())?;
     let header_len = out.offset();
-    response
-        .encode(out, version)
-        .unwrap_or_else(|e| panic!("a handler built a response that version {version} cannot carry: {e}"));
-    header_len
+    response.encode(out, version).map_err(|e| e.to_string())?;
+    Ok(header_len)
 }

@@ -128,8 +128,8 @@ mod tests {
                 .filter_map(|p| p.records.clone())
                 .filter(|r| !r.is_empty() && r.len() >= large_from)
                 .collect();
-            let pieces = codec::encode_pieces(&response, version, 7, &large);
-            prop_assert_eq!(pieces.concat(), codec::encode(ApiKey::Fetch, &response, version, 7));
+            let pieces = codec::encode_pieces(ApiKey::Fetch, &response, version, 7, &large).expect("encodes");
+            prop_assert_eq!(pieces.concat(), codec::encode(ApiKey::Fetch, &response, version, 7).expect("encodes"));
             let kept = |l: &&Bytes| pieces.iter().any(|p| std::ptr::eq(&p[..], &l[..]));
             prop_assert_eq!(large.iter().filter(kept).count(), large.len());
             prop_assert!(pieces.iter().all(|p| !p.is_empty()));

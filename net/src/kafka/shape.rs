@@ -14,6 +14,13 @@ use std::{
 use kafka_protocol::messages::ApiKey;
 use thiserror::Error;
 
+/// Bytes of a string; Kafka's limit, which only the compact encoding could exceed.
+pub const STRING_MAX: usize = i16::MAX as usize;
+/// Elements of all arrays of a request; Kafka 4.4 allows so many in one array.
+const ELEMENTS_MAX: i64 = 1_000_000;
+/// Tagged fields of one structure; Kafka 4.4's limit.
+const TAGS_MAX: i64 = 10_000;
+
 /// Why a request does not have its API's shape.
 #[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
 pub enum ShapeError {
@@ -31,6 +38,15 @@ pub enum ShapeError {
     /// A number longer than its type.
     #[error("an overlong number")]
     Number,
+    /// A string that no other encoding could carry.
+    #[error("a string of {len} bytes, where {STRING_MAX} are the most")]
+    String {
+        /// As stated.
+        len: i64,
+    },
+    /// More elements of arrays, or more tags, than a request may have.
+    #[error("more than {ELEMENTS_MAX} elements of arrays, or {TAGS_MAX} tags in one place")]
+    Elements,
 }
 
 /// `(flexible from version, fields)`.
@@ -171,6 +187,10 @@ struct Walk<'a> {
     total: usize,
     /// Where topics' ids or names (`t`, `w`) stand, with their lengths, and places without anything (`.`).
     noted: Vec<Range<usize>>,
+    /// Elements of arrays that there may still be.
+    elements_left: i64,
+    /// Bytes of a string at most.
+    string_max: i64,
     version: i16,
     flexible: bool,
 }
@@ -181,6 +201,8 @@ impl<'a> Walk<'a> {
             left: bytes,
             total: bytes.len(),
             noted: Vec::new(),
+            elements_left: ELEMENTS_MAX,
+            string_max: STRING_MAX as i64,
             version,
             flexible,
         }
@@ -235,11 +257,25 @@ impl<'a> Walk<'a> {
         }
     }
 
+    fn string(&mut self) -> Result<(), ShapeError> {
+        let before = self.left;
+        let len = self.count(2)?;
+        if len > self.string_max {
+            return Err(ShapeError::String { len });
+        }
+        self.left = before;
+        self.sized(2)
+    }
+
     fn tags(&mut self) -> Result<(), ShapeError> {
         if !self.flexible {
             return Ok(());
         }
-        for _ in 0..self.unsigned_varint()? {
+        let tags = self.unsigned_varint()?;
+        if tags > TAGS_MAX {
+            return Err(ShapeError::Elements);
+        }
+        for _ in 0..tags {
             self.unsigned_varint()?;
             let len = self.unsigned_varint()?;
             self.skip(len as usize)?;
@@ -260,7 +296,7 @@ impl<'a> Walk<'a> {
         let at = self.total - self.left.len();
         match kind {
             Kind::Fixed(width) => self.skip(*width),
-            Kind::String => self.sized(2),
+            Kind::String => self.string(),
             Kind::Bytes => self.sized(4),
             Kind::TopicId => {
                 self.noted.push(at..at + 16);
@@ -301,6 +337,10 @@ impl<'a> Walk<'a> {
         // Every element takes at least a byte.
         if count > left as i64 {
             return Err(ShapeError::Count { count, left });
+        }
+        self.elements_left -= count.max(0);
+        if self.elements_left < 0 {
+            return Err(ShapeError::Elements);
         }
         Ok(count)
     }
@@ -359,6 +399,8 @@ pub fn response_places(api: ApiKey, body: &[u8]) -> Result<Vec<Range<usize>>, Sh
         _ => (9, &OFFSET_FETCH_RESPONSE),
     };
     let mut walk = Walk::new(body, version, true);
+    // What was made here is bounded by what was asked for.
+    (walk.elements_left, walk.string_max) = (i64::MAX, i64::MAX);
     walk.structure(fields)?;
     Ok(walk.noted)
 }
@@ -404,6 +446,21 @@ mod tests {
             check(ApiKey::Metadata, 12, &body),
             Err(ShapeError::Count { .. })
         ));
+    }
+
+    #[test]
+    fn strings_and_arrays_are_bounded_where_their_encoding_is_not() {
+        // FindCoordinator 4: a byte, and an array of strings.
+        let keys = |keys: &[usize]| {
+            let request = FindCoordinatorRequest::default()
+                .with_coordinator_keys(keys.iter().map(|len| "k".repeat(*len).into()).collect());
+            check(ApiKey::FindCoordinator, 4, &encoded(&request, 4)).map(drop)
+        };
+        assert_eq!(keys(&[STRING_MAX, 0, STRING_MAX]), Ok(()));
+        let len = STRING_MAX + 1;
+        assert_eq!(keys(&[1, len]), Err(ShapeError::String { len: len as i64 }));
+        assert_eq!(keys(&vec![0; ELEMENTS_MAX as usize]), Ok(()));
+        assert_eq!(keys(&vec![0; ELEMENTS_MAX as usize + 1]), Err(ShapeError::Elements));
     }
 
     #[test]

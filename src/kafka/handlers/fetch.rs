@@ -15,7 +15,7 @@ use bytes::Bytes;
 use kafka_protocol::{
     ResponseError,
     messages::{
-        FetchRequest, FetchResponse, TopicName,
+        ApiKey, FetchRequest, FetchResponse, TopicName,
         fetch_response::{EpochEndOffset, FetchableTopicResponse, PartitionData},
     },
     protocol::StrBytes,
@@ -44,8 +44,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, peer: &P
             .filter_map(|p| p.records.clone())
             .filter(|r| r.len() >= PIECE_MIN)
             .collect();
-        let pieces = codec::encode_pieces(response, version, correlation_id, &large);
-        Reply::Pieces(pieces, permit)
+        let pieces = codec::encode_pieces(ApiKey::Fetch, response, version, correlation_id, &large);
+        Reply::of(pieces.map(|pieces| Reply::Pieces(pieces, permit)))
     };
     let by_id = version >= 13;
     let by_rack = !node.shared.settings.get("replica.selector.class").is_empty();

@@ -14,6 +14,9 @@ use crate::{
     node::Node,
 };
 
+/// Bytes of a member id that its client chooses.
+const PREFIX_MAX: usize = 1_000;
+
 /// Handles a request.
 pub async fn handle(
     node: &Rc<Node>,
@@ -23,6 +26,7 @@ pub async fn handle(
     request: JoinGroupRequest,
 ) -> JoinGroupResponse {
     let prefix = request.group_instance_id.as_ref().map_or(client_id, |i| i.as_str());
+    let prefix = &prefix[..prefix.floor_char_boundary(PREFIX_MAX)];
     let join = Join {
         group: request.group_id.to_string(),
         member_id: request.member_id.to_string(),
