@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import random
 import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -24,12 +26,25 @@ SUITE_SETTINGS = {
 }
 
 
+def free_port():
+    """A port below those that the system gives to outgoing connections: a client that reconnects while the broker is
+    down would take one of theirs away."""
+    while True:
+        port = random.randrange(10_000, 20_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+
+
 class Broker:
     def __init__(self, settings=None, args=(), data_dir=None, **process):
         self.settings = {**SUITE_SETTINGS, **(settings or {})}
         self.args = list(args)
         self.data_dir = data_dir or tempfile.mkdtemp(prefix="millrace-test-")
-        self.port = 0
+        self.port = free_port()
         self.process = None
         # How its process is started, if otherwise than here.
         self.process_options = process
