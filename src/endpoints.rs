@@ -17,6 +17,20 @@ use crate::node::View;
 /// Distance between the broker ids of a node's cores; node ids stay below it.
 const ID_STEP: i32 = 100_000;
 
+/// The node that a broker id means: the node's own, or that of one of its cores. Any other id stays what it is.
+#[must_use]
+pub fn node_of(id: i32, is_node: impl Fn(i32) -> bool) -> i32 {
+    let node = id % ID_STEP;
+    if !is_node(id) && is_node(node) { node } else { id }
+}
+
+/// The nodes that a request names by broker ids.
+#[must_use]
+pub fn nodes_of(image: &Image, ids: &[BrokerId]) -> Vec<i32> {
+    let one = |id: &BrokerId| node_of(id.0, |n| image.broker(n).is_some());
+    ids.iter().map(one).collect()
+}
+
 /// What a client is told of a broker.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {

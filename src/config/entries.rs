@@ -441,7 +441,7 @@ pub const ENTRIES: &[Entry] = &[
         "offsets.topic.replication.factor",
         Kind::Int(1, 32767),
         "3",
-        "Replicas of __consumer_offsets, or as many as there are brokers when it is created.",
+        "Replicas of __consumer_offsets, or as many as there are brokers; it gets those that it lacks when there are more.",
     ),
     broker(
         "offsets.topic.num.partitions",

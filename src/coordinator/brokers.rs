@@ -6,20 +6,29 @@ use millrace_cluster::{
     controller::{
         brokers::{self, IsrChange},
         members::{self, Joining},
-        size,
+        reassign, size,
     },
     metadata::{Image, MetadataRecord, Registration},
     peer::StreamKind,
 };
 use millrace_engine::host::Host;
 
-use super::{controller::CaughtUp, quorum::MetadataError};
-use crate::{kafka::errors::Failure, node::Node, peers::dial};
+use super::{
+    controller::{self, CaughtUp},
+    quorum::MetadataError,
+};
+use crate::{
+    kafka::errors::Failure,
+    node::{Node, OFFSETS_TOPIC},
+    peers::dial,
+};
 
 /// How often a leader of the quorum looks for brokers that do not answer.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often others look whether they were fenced.
 const LOOK_IDLY: Duration = Duration::from_millis(100);
+/// How often a leader of the quorum looks whether the offsets topic has all its replicas.
+const LOOK_FOR_SHORT: Duration = Duration::from_secs(5);
 /// Pause after a registration that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -100,8 +109,17 @@ async fn ask_why(node: &Rc<Node>) {
     }
 }
 
-/// Fences brokers that do not answer while this node leads the quorum, lets preferred leaders lead again, and registers this
-/// node again when it was fenced itself.
+/// Replicas that the offsets topic lacks because it was created when there were fewer brokers.
+fn widen_offsets(node: &Node, image: &Image) -> Vec<MetadataRecord> {
+    let Some(topic) = image.topic(OFFSETS_TOPIC) else {
+        return Vec::new();
+    };
+    let factor = node.shared.settings.number("offsets.topic.replication.factor") as usize;
+    reassign::widen(image, topic, factor, &controller::defaults(node, image).brokers)
+}
+
+/// Fences brokers that do not answer while this node leads the quorum, lets preferred leaders lead again, gives the offsets topic
+/// the replicas that it lacks, and registers this node again when it was fenced itself.
 pub async fn run(node: &Rc<Node>, registration: Registration) {
     let settings = &node.shared.settings;
     let timeout = Duration::from_millis(settings.number("broker.session.timeout.ms") as u64);
@@ -111,6 +129,7 @@ pub async fn run(node: &Rc<Node>, registration: Registration) {
     let coordinator = node.coordinator();
     let controller = &coordinator.controller;
     let mut balanced = std::time::Instant::now();
+    let mut looked_for_short = balanced;
     while !node.is_stopping() {
         let leads = controller.quorum.is_leader();
         // A death may be what made this node lead: whoever has died is fenced at once then.
@@ -153,6 +172,20 @@ pub async fn run(node: &Rc<Node>, registration: Registration) {
             let elected = controller.change_in_parts(node, |image| brokers::elect_preferred(image, |_, _| true));
             if let Err(error) = elected.await {
                 tracing::warn!(%error, "preferred leaders could not be elected");
+            }
+        }
+        if looked_for_short.elapsed() >= LOOK_FOR_SHORT {
+            looked_for_short = std::time::Instant::now();
+            let partitions = controller.quorum.with(|q| widen_offsets(node, q.image()).len());
+            if partitions > 0 {
+                tracing::info!(
+                    partitions,
+                    "{OFFSETS_TOPIC} has fewer replicas than offsets.topic.replication.factor says: more are taken on"
+                );
+                let widened = controller.change_in_parts(node, |image| widen_offsets(node, image));
+                if let Err(error) = widened.await {
+                    tracing::warn!(%error, "{OFFSETS_TOPIC} could not be given more replicas");
+                }
             }
         }
     }

@@ -267,25 +267,20 @@ where
         .await?
 }
 
-/// Brokers that take new replicas: those that take part and are not being drained.
-#[must_use]
-pub fn places(image: &Image) -> Vec<Place> {
-    let drained = |node: i32| image.config(&ConfigResource::Broker(Some(node)), DRAINING) == Some("true");
-    (image.brokers().filter(|b| !b.fenced).map(|b| &b.registration))
-        .filter(|r| !drained(r.node))
-        .map(|r| Place {
-            node: r.node,
-            rack: r.rack.clone(),
-        })
-        .collect()
-}
-
-/// What new topics get where a request leaves it open.
+/// What new topics get where a request leaves it open, and which brokers take their replicas.
 #[must_use]
 pub fn defaults(node: &Node, image: &Image) -> Defaults {
     let settings = &node.shared.settings;
+    let is_drained = |node: i32| image.config(&ConfigResource::Broker(Some(node)), DRAINING) == Some("true");
+    let places = image.brokers().map(|b| Place {
+        node: b.registration.node,
+        rack: b.registration.rack.clone(),
+        active: !b.fenced,
+    });
+    let (drained, brokers): (Vec<Place>, _) = places.partition(|p| is_drained(p.node));
     Defaults {
-        brokers: places(image),
+        brokers,
+        draining: drained.iter().map(|p| p.node).collect(),
         partitions: settings.number("num.partitions") as i32,
         replication_factor: settings.number("default.replication.factor") as i16,
     }

@@ -6,6 +6,7 @@ use millrace_cluster::metadata::{ConfigResource, Image};
 use super::errors::Failure;
 use crate::{
     config::{ENTRIES, Entry, Kind, Scope, Settings, Source},
+    endpoints::node_of,
     node::Node,
 };
 
@@ -152,6 +153,7 @@ pub fn broker_entries(settings: &Settings, image: &Image, node_id: i32) -> Vec<E
 /// INVALID_REQUEST for a type or broker that is not served here.
 pub fn resource(kind: i8, name: &StrBytes, node: &Node, for_change: bool) -> Result<ConfigResource, Failure> {
     let invalid = |reason: String| Failure::new(ResponseError::InvalidRequest, reason);
+    let is_known = |id: i32| node.view().image.broker(id).is_some();
     match kind {
         TOPIC => {
             millrace_cluster::controller::topics::check_name(name)?;
@@ -162,7 +164,9 @@ pub fn resource(kind: i8, name: &StrBytes, node: &Node, for_change: bool) -> Res
             // A core's id means the node: settings are the node's.
             Ok(id) if node.endpoints().is_ours(id) => Ok(ConfigResource::Broker(Some(node.shared.node_id))),
             // What others were started with only they know; what is set while they run everybody does.
-            Ok(id) if for_change && node.view().image.broker(id).is_some() => Ok(ConfigResource::Broker(Some(id))),
+            Ok(id) if for_change && is_known(node_of(id, is_known)) => {
+                Ok(ConfigResource::Broker(Some(node_of(id, is_known))))
+            }
             Ok(id) => Err(invalid(format!(
                 "Unexpected broker id, expected {} but received {id}",
                 node.shared.node_id

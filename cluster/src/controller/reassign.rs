@@ -1,13 +1,17 @@
 //! Exchanging the replicas of partitions while they serve (KIP-455): new ones are taken on first, old ones go once the new ones
 //! are in sync.
 
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
 use super::{
     ControllerError,
     brokers::{find, record},
     leadership::Change,
+    placement::{Place, substitute},
 };
-use crate::metadata::{Image, MetadataRecord, PartitionImage};
-use uuid::Uuid;
+use crate::metadata::{Image, MetadataRecord, PartitionImage, TopicImage};
 
 /// What a partition's replicas are to be: `None` calls off what is being exchanged.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +71,38 @@ pub fn alter(image: &Image, wish: &Wish) -> Result<Option<MetadataRecord>, Contr
     Ok(record(topic, wish.partition, partition, change.next))
 }
 
+/// Takes on replicas of a topic's partitions that have fewer than `factor`, on those of `places` that take part: what was created
+/// when the cluster was smaller. Partitions without a leader, or whose replicas are being exchanged, are left alone.
+#[must_use]
+pub fn widen(image: &Image, topic: &TopicImage, factor: usize, places: &[Place]) -> Vec<MetadataRecord> {
+    let mut load: BTreeMap<i32, usize> = BTreeMap::new();
+    for node in topic.partitions.iter().flat_map(|p| &p.replicas) {
+        *load.entry(*node).or_default() += 1;
+    }
+    let mut records = Vec::new();
+    for (partition, index) in topic.partitions.iter().zip(0..) {
+        if partition.leader < 0 || !partition.adding.is_empty() || !partition.removing.is_empty() {
+            continue;
+        }
+        let mut replicas = partition.replicas.clone();
+        while replicas.len() < factor {
+            let more = substitute(places, &replicas, None, |n| load.get(&n).copied().unwrap_or(0));
+            let Some(more) = more else { break };
+            *load.entry(more).or_default() += 1;
+            replicas.push(more);
+        }
+        if replicas.len() > partition.replicas.len() {
+            let wish = Wish {
+                topic: topic.id,
+                partition: index,
+                replicas: Some(replicas),
+            };
+            records.extend(alter(image, &wish).ok().flatten());
+        }
+    }
+    records
+}
+
 fn check(image: &Image, wanted: &[i32]) -> Result<(), ControllerError> {
     let bad = |reason: String| Err(ControllerError::InvalidReplicaAssignment { reason });
     if wanted.is_empty() {
@@ -76,8 +112,9 @@ fn check(image: &Image, wanted: &[i32]) -> Result<(), ControllerError> {
         if wanted[..i].contains(node) {
             return bad(format!("broker {node} stands there twice"));
         }
-        if !image.is_active(*node) {
-            return bad(format!("broker {node} does not take part in the cluster"));
+        // One that is fenced is expected back, and is taken on then.
+        if image.broker(*node).is_none() {
+            return bad(format!("broker {node} is not registered in this cluster"));
         }
     }
     Ok(())
@@ -172,11 +209,47 @@ mod tests {
     fn impossible_ones_are_refused() {
         let image = cluster_of(3, &[1, 2, 3]);
         let image = image.apply(&brokers::fence(&image, 3));
-        for bad in [&[][..], &[1, 1], &[9], &[1, 3]] {
+        for bad in [&[][..], &[1, 1], &[9], &[1, 9]] {
             assert!(alter(&image, &wish(Some(bad))).is_err(), "{bad:?}");
         }
-        // A registration brings it back.
-        let image = image.apply(&brokers::register(&image, &registration(3, 3)).expect("known"));
-        assert!(alter(&image, &wish(Some(&[1, 3]))).is_ok());
+    }
+
+    #[test]
+    fn a_fenced_broker_is_taken_on_when_it_is_back() {
+        let image = cluster_of(4, &[1, 2, 3]);
+        let image = apply(&image.apply(&brokers::fence(&image, 4)), Some(&[4]));
+        let p = partition(&image);
+        assert_eq!((p.adding, p.leader), (vec![4], 1), "those from before serve");
+        let image = image.apply(&brokers::register(&image, &registration(4, 4)).expect("known"));
+        let p = partition(&in_sync(&image, &[1, 2, 3, 4]));
+        assert_eq!((p.replicas, p.leader), (vec![4], 4));
+    }
+
+    #[test]
+    fn a_topic_that_is_short_gets_the_replicas_that_it_lacks() {
+        let place = |node, active| Place {
+            node,
+            rack: None,
+            active,
+        };
+        let short = apply(&cluster_of(4, &[1, 2, 3]), Some(&[1]));
+        let widened = |image: &Image, places: &[Place]| {
+            let topic = image.topic_by_id(&TOPIC).expect("there");
+            partition(&image.apply(&widen(image, topic, 3, places)))
+        };
+        let all = [place(1, true), place(2, false), place(3, true), place(4, true)];
+        let p = widened(&short, &all);
+        assert_eq!((p.replicas, p.adding, p.leader), (vec![1, 3, 4], vec![3, 4], 1));
+        let p = widened(&short, &all[..3]);
+        assert_eq!(p.replicas, [1, 3], "as far as there are brokers");
+        assert_eq!(
+            partition(&short),
+            widened(&short, &all[..2]),
+            "none for one that is away"
+        );
+        let begun = apply(&short, Some(&[1, 2]));
+        assert_eq!(partition(&begun), widened(&begun, &all), "one exchange at a time");
+        let enough = cluster_of(4, &[1]);
+        assert_eq!(partition(&enough), widened(&enough, &all), "out of sync is not short");
     }
 }

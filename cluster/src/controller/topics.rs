@@ -28,8 +28,10 @@ pub struct NewTopic {
 /// What the controller needs to know of the cluster beside the image.
 #[derive(Clone, Debug)]
 pub struct Defaults {
-    /// Brokers that take new replicas.
+    /// Brokers that take new replicas: registered, fenced or not, and not being drained.
     pub brokers: Vec<Place>,
+    /// Brokers that are being drained, and take none.
+    pub draining: Vec<i32>,
     /// `num.partitions`.
     pub partitions: i32,
     /// `default.replication.factor`.
@@ -66,21 +68,33 @@ pub fn check_name(name: &str) -> Result<(), ControllerError> {
     })
 }
 
-fn partition_record(topic: Uuid, partition: u32, replicas: Vec<i32>) -> MetadataRecord {
+fn partition_record(topic: Uuid, partition: u32, replicas: Vec<i32>, brokers: &[Place]) -> MetadataRecord {
+    let is_active = |n: i32| brokers.iter().any(|p| p.node == n && p.active);
     MetadataRecord::Partition {
         topic: topic.into_bytes(),
         partition,
-        state: PartitionImage::new(replicas),
+        state: PartitionImage::new_among(replicas, is_active),
     }
 }
 
-fn check_factor(factor: usize, brokers: &[Place]) -> Result<(), ControllerError> {
-    if factor > brokers.len() {
+/// Which brokers are being drained: that may be why others are missing.
+fn draining_note(draining: &[i32]) -> String {
+    let each = draining.iter().map(|n| {
+        format!(" Broker {n} is being drained and takes no replicas; `millrace cluster drain {n} --undo` ends that.")
+    });
+    each.collect()
+}
+
+fn check_factor(factor: usize, defaults: &Defaults) -> Result<(), ControllerError> {
+    let brokers = &defaults.brokers;
+    if factor > brokers.len() || !brokers.iter().any(|p| p.active) {
+        let active = brokers.iter().filter(|p| p.active).count();
         return Err(ControllerError::InvalidReplicationFactor {
             reason: format!(
                 "Unable to replicate the partition {factor} time(s): The target replication factor of {factor} \
-                 cannot be reached because only {} broker(s) are registered.",
-                brokers.len()
+                 cannot be reached because only {} broker(s) are registered, {active} of them active.{}",
+                brokers.len(),
+                draining_note(&defaults.draining)
             ),
         });
     }
@@ -97,7 +111,8 @@ fn check_room(image: &Image, more: usize) -> Result<(), ControllerError> {
     Ok(())
 }
 
-fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[Place]) -> Result<(), ControllerError> {
+fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, defaults: &Defaults) -> Result<(), ControllerError> {
+    let brokers = &defaults.brokers;
     let bad = |reason: String| Err(ControllerError::InvalidReplicaAssignment { reason });
     let mut indexes: Vec<i32> = assignments.iter().map(|(i, _)| *i).collect();
     indexes.sort_unstable();
@@ -119,8 +134,20 @@ fn check_assignment(assignments: &[(i32, Vec<i32>)], first: i32, brokers: &[Plac
             return bad(format!("partition {index} names a broker twice"));
         }
         if let Some(unknown) = replicas.iter().find(|b| !brokers.iter().any(|p| p.node == **b)) {
+            let why = match defaults.draining.contains(unknown) {
+                true => draining_note(&[*unknown]),
+                false => String::new(),
+            };
             return bad(format!(
-                "partition {index} names broker {unknown}, which is not in the cluster"
+                "partition {index} names broker {unknown}, which is not among those that take replicas.{why}"
+            ));
+        }
+        if !replicas
+            .iter()
+            .any(|b| brokers.iter().any(|p| p.node == *b && p.active))
+        {
+            return bad(format!(
+                "partition {index} names only brokers that are fenced: one at least has to take part now"
             ));
         }
     }
@@ -175,7 +202,7 @@ pub fn create(
                 reason: "Replication factor must be larger than 0.".into(),
             }
         })?;
-        check_factor(factor, &defaults.brokers)?;
+        check_factor(factor, defaults)?;
         check_room(image, count)?;
         // Each topic begins at another broker, so that small topics spread too.
         spread(&defaults.brokers, image.topic_count(), count, factor)
@@ -185,7 +212,7 @@ pub fn create(
                 reason: "A manual partition assignment was specified, but partitions or replication factor was not set to -1.".into(),
             });
         }
-        check_assignment(&topic.assignments, 0, &defaults.brokers)?;
+        check_assignment(&topic.assignments, 0, defaults)?;
         check_room(image, topic.assignments.len())?;
         let mut sorted = topic.assignments.clone();
         sorted.sort_by_key(|(i, _)| *i);
@@ -199,7 +226,7 @@ pub fn create(
         assigned
             .into_iter()
             .enumerate()
-            .map(|(i, replicas)| partition_record(id, i as u32, replicas)),
+            .map(|(i, replicas)| partition_record(id, i as u32, replicas, &defaults.brokers)),
     );
     for (name, value) in &topic.configs {
         let Some(value) = value else {
@@ -258,19 +285,19 @@ pub fn grow(
                 });
             }
             let numbered: Vec<_> = (have as i32..).zip(given.iter().cloned()).collect();
-            check_assignment(&numbered, have as i32, &defaults.brokers)?;
+            check_assignment(&numbered, have as i32, defaults)?;
             given.to_vec()
         }
         None => {
             let factor = super::reassign::target(&topic.partitions[0]).len();
-            check_factor(factor, &defaults.brokers)?;
+            check_factor(factor, defaults)?;
             spread(&defaults.brokers, have, want - have, factor)
         }
     };
     Ok(new
         .into_iter()
         .enumerate()
-        .map(|(i, replicas)| partition_record(topic.id, (have + i) as u32, replicas))
+        .map(|(i, replicas)| partition_record(topic.id, (have + i) as u32, replicas, &defaults.brokers))
         .collect())
 }
 
@@ -301,9 +328,18 @@ mod tests {
         }
     }
 
+    fn place(node: i32, active: bool) -> Place {
+        Place {
+            node,
+            rack: None,
+            active,
+        }
+    }
+
     fn defaults() -> Defaults {
         Defaults {
-            brokers: vec![Place { node: 4, rack: None }],
+            brokers: vec![place(4, true)],
+            draining: Vec::new(),
             partitions: 3,
             replication_factor: 1,
         }
@@ -351,6 +387,43 @@ mod tests {
             make(manual),
             Err(ControllerError::InvalidReplicaAssignment { .. })
         ));
+    }
+
+    #[test]
+    fn replicas_are_placed_on_brokers_that_are_away_but_not_in_the_isr() {
+        let of = |places: Vec<Place>| Defaults {
+            brokers: places,
+            replication_factor: 3,
+            ..defaults()
+        };
+        let image = Image::default();
+        let make = |defaults: &Defaults, t: &NewTopic| create(&image, defaults, &AnyConfig, t, Uuid::from_u128(1));
+        let one_away = of(vec![place(1, true), place(2, false), place(3, true)]);
+        let made = image.apply(&make(&one_away, &new_topic("t", 6, -1)).expect("one of three may be away"));
+        for partition in &made.topic("t").expect("there").partitions {
+            let mut replicas = partition.replicas.clone();
+            replicas.sort_unstable();
+            assert_eq!(replicas, [1, 2, 3]);
+            assert!(!partition.isr.contains(&2) && partition.isr.len() == 2);
+            assert_eq!(partition.leader, partition.replicas[0]);
+        }
+        let grown = made.apply(&grow(&made, &one_away, "t", 7, None).expect("so may it when a topic grows"));
+        assert_eq!(grown.topic("t").expect("there").partitions[6].replicas.len(), 3);
+        let mut manual = new_topic("t", -1, -1);
+        manual.assignments = vec![(0, vec![2, 1])];
+        let by_hand = image.apply(&make(&one_away, &manual).expect("one is there"));
+        let partition = &by_hand.topic("t").expect("there").partitions[0];
+        assert_eq!((partition.leader, partition.isr.as_slice()), (1, &[1][..]));
+        manual.assignments = vec![(0, vec![2])];
+        assert!(make(&one_away, &manual).is_err(), "nobody could lead it");
+        let none = of(vec![place(1, false), place(2, false), place(3, false)]);
+        assert!(make(&none, &new_topic("t", 1, -1)).is_err());
+        let drained = Defaults {
+            draining: vec![3],
+            ..of(vec![place(1, true), place(2, true)])
+        };
+        let refused = make(&drained, &new_topic("t", 1, -1)).expect_err("two do not suffice");
+        assert!(refused.to_string().contains("drain 3 --undo"), "{refused}");
     }
 
     #[test]

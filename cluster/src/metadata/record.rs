@@ -77,9 +77,16 @@ impl PartitionImage {
     /// A new partition: all in sync, the first leads.
     #[must_use]
     pub fn new(replicas: Vec<i32>) -> Self {
+        Self::new_among(replicas, |_| true)
+    }
+
+    /// A new partition: those in sync that take part, the first of them leads. The others join the ISR when they are back.
+    #[must_use]
+    pub fn new_among(replicas: Vec<i32>, is_active: impl Fn(i32) -> bool) -> Self {
+        let isr: Vec<i32> = replicas.iter().copied().filter(|n| is_active(*n)).collect();
         Self {
-            isr: replicas.clone(),
-            leader: replicas.first().copied().unwrap_or(-1),
+            leader: isr.first().copied().unwrap_or(-1),
+            isr,
             replicas,
             ..Self::default()
         }

@@ -15,7 +15,7 @@ use millrace_cluster::{
     metadata::{Image, MetadataRecord},
 };
 
-use crate::{kafka::errors::Failure, node::Node};
+use crate::{endpoints::nodes_of, kafka::errors::Failure, node::Node};
 
 /// One partition as it is asked for.
 #[derive(Clone)]
@@ -58,12 +58,13 @@ pub async fn handle(
     let may_change_factor = version < 1 || request.allow_replication_factor_change;
     let mut response =
         AlterPartitionReassignmentsResponse::default().with_allow_replication_factor_change(may_change_factor);
+    let known = node.view();
     let asked: Vec<Asked> = (request.topics.iter())
         .flat_map(|t| {
             t.partitions.iter().map(|p| Asked {
                 topic: t.name.to_string(),
                 partition: p.partition_index,
-                replicas: p.replicas.as_ref().map(|all| all.iter().map(|b| b.0).collect()),
+                replicas: p.replicas.as_ref().map(|all| nodes_of(&known.image, all)),
             })
         })
         .collect();

@@ -9,20 +9,21 @@ use millrace_cluster::controller::topics;
 
 use crate::{
     coordinator::controller::{defaults, propose},
+    endpoints::nodes_of,
     kafka::errors::Failure,
     node::Node,
 };
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
+    let known = node.view();
     let mut results = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
         let result = CreatePartitionsTopicResult::default().with_name(topic.name.clone());
-        let assignments: Option<Vec<Vec<i32>>> = topic.assignments.as_ref().map(|list| {
-            list.iter()
-                .map(|a| a.broker_ids.iter().map(|b| b.0).collect())
-                .collect()
-        });
+        let assignments: Option<Vec<Vec<i32>>> = topic
+            .assignments
+            .as_ref()
+            .map(|list| list.iter().map(|a| nodes_of(&known.image, &a.broker_ids)).collect());
         let (name, count) = (topic.name.to_string(), topic.count);
         let grown = propose(node, request.validate_only, move |n, image| {
             topics::grow(image, &defaults(n, image), &name, count, assignments.as_deref()).map_err(Failure::from)

@@ -13,12 +13,14 @@ use kafka_protocol::{
 use millrace_cluster::{controller::topics::NewTopic, metadata::ConfigResource};
 
 use crate::{
+    endpoints::nodes_of,
     kafka::{configs, create, errors::Failure},
     node::Node,
 };
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, request: CreateTopicsRequest) -> CreateTopicsResponse {
+    let known = node.view();
     let new: Vec<NewTopic> = request
         .topics
         .iter()
@@ -29,7 +31,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: CreateTopicsRequest)
             assignments: t
                 .assignments
                 .iter()
-                .map(|a| (a.partition_index, a.broker_ids.iter().map(|b| b.0).collect()))
+                .map(|a| (a.partition_index, nodes_of(&known.image, &a.broker_ids)))
                 .collect(),
             configs: t
                 .configs
