@@ -2,6 +2,9 @@
 //!
 //! Every value is an rkyv archive, checked when it comes in.
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Versions of what nodes say to each other that this build speaks.

@@ -6,6 +6,9 @@
 //! offset follows from the epoch that it ends in (KIP-101). Nothing is lost with a note, so notes are not flushed.
 //! Kafka's are called `replication-offset-checkpoint`.
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use std::path::Path;
 
 use rkyv::{Archive, Deserialize, Serialize, rancor};

@@ -8,6 +8,9 @@
 //! The header carries what the engine needs without parsing the payload. The same bytes stand in the journal
 //! and in the segment: the header states where in the segment the batch belongs, so replay puts it back there.
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use bytes::Bytes;
 use rkyv::{Archive, Deserialize, Serialize, rancor, ser::writer::Buffer};
 use uuid::Uuid;
@@ -155,7 +158,7 @@ impl BatchHeader {
             producer_id: info.producer_id,
             producer_epoch: info.producer_epoch,
             base_sequence: info.base_sequence,
-            payload_len: payload.len() as u32,
+            payload_len: u32::try_from(payload.len()).expect("a request's frame is below 2 GiB"),
             payload_crc: kafka_batch::crc_of_checked(payload).expect("a batch that was checked has a header"),
             segment_base: 0,
             segment_position: 0,

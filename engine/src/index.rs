@@ -1,5 +1,8 @@
 //! The sparse index of a segment: from offset or time to a place not far before it.
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use std::path::Path;
 
 use rkyv::{Archive, Deserialize, Serialize, rancor};

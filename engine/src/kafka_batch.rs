@@ -6,6 +6,9 @@
 //! ```
 //! Big-endian; the CRC-32C covers everything from `attributes` on. Source: Kafka protocol guide, "Record Batch".
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use bytes::{Buf, Bytes};
 
 use crate::{checksum, error::BatchError};
@@ -377,10 +380,10 @@ pub struct NewRecord {
 fn put_varint(out: &mut Vec<u8>, value: i64) {
     let mut n = ((value << 1) ^ (value >> 63)) as u64;
     while n >= 0x80 {
-        out.push(n as u8 | 0x80);
+        out.push((n & 0x7f) as u8 | 0x80);
         n >>= 7;
     }
-    out.push(n as u8);
+    out.push((n & 0x7f) as u8);
 }
 
 fn put_nullable(out: &mut Vec<u8>, bytes: Option<&Bytes>) {
@@ -411,17 +414,18 @@ pub fn build(records: &[NewRecord], producer: (i64, i16, i32)) -> Bytes {
         put_varint(&mut out, body.len() as i64);
         out.extend_from_slice(&body);
     }
-    let length = (out.len() - LENGTH_PREFIX) as i32;
+    let bounded = |n: usize| i32::try_from(n).expect("a batch that a broker builds is below 2 GiB");
+    let length = bounded(out.len() - LENGTH_PREFIX);
     out[8..12].copy_from_slice(&length.to_be_bytes());
     out[12..16].copy_from_slice(&(-1_i32).to_be_bytes());
     out[16] = 2;
-    out[23..27].copy_from_slice(&(records.len() as i32 - 1).to_be_bytes());
+    out[23..27].copy_from_slice(&(bounded(records.len()) - 1).to_be_bytes());
     out[27..35].copy_from_slice(&base.to_be_bytes());
     out[35..43].copy_from_slice(&max.to_be_bytes());
     out[43..51].copy_from_slice(&producer.0.to_be_bytes());
     out[51..53].copy_from_slice(&producer.1.to_be_bytes());
     out[53..57].copy_from_slice(&producer.2.to_be_bytes());
-    out[57..61].copy_from_slice(&(records.len() as i32).to_be_bytes());
+    out[57..61].copy_from_slice(&bounded(records.len()).to_be_bytes());
     seal(&mut out);
     out.into()
 }

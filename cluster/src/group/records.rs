@@ -4,6 +4,9 @@
 //! Values: OffsetCommitValue version 3, GroupMetadataValue version 3; a null value removes.
 //! Source: Kafka's OffsetCommitKey/Value.json and GroupMetadataKey/Value.json.
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{

@@ -6,6 +6,9 @@
 //!                            └─────────────┴─────────────────┴──────────────────────────────────────────┘
 //! ```
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use bytes::Bytes;
 use millrace_engine::{
     LeaderEpoch, Offset, PartitionKey,
@@ -134,7 +137,8 @@ pub fn encode_request(request: &Request, batches: &[Batch]) -> Vec<Bytes> {
     let head = record::encode(request);
     let mut parts = Vec::with_capacity(1 + 2 * batches.len());
     let mut first = Vec::with_capacity(4 + head.len() + HEADER_LEN);
-    first.extend_from_slice(&(head.len() as u32).to_le_bytes());
+    let head_len = u32::try_from(head.len()).expect("a request names at most as many partitions as there are");
+    first.extend_from_slice(&head_len.to_le_bytes());
     first.extend_from_slice(&head);
     for batch in batches {
         let mut header = [0; HEADER_LEN];

@@ -11,6 +11,9 @@
 //! states up to where the journal was known to be flushed when the group was written: damage below that is
 //! corruption, damage above it a torn tail.
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use rkyv::{Archive, Deserialize, Serialize, rancor, ser::writer::Buffer};
 
 use crate::{journal::Position, layout::BLOCK, types::align_up};

@@ -376,8 +376,8 @@ impl<H: Host, C> Journal<H, C> {
             shard: self.config.shard,
             position: place.position,
             flushed: self.flushed.get(),
-            body_len: (at - format::HEADER_LEN) as u32,
-            record_count: group.entries.len() as u32,
+            body_len: u32::try_from(at - format::HEADER_LEN).expect("a group is bounded by the journal's slot"),
+            record_count: u32::try_from(group.entries.len()).expect("each entry takes bytes of the group"),
             body_crc,
         }
         .encode(&mut buf);

@@ -1,5 +1,8 @@
 //! Taking batches in: offsets and places at once, then the journal, or the segment directly for large ones.
 
+// A length or count that is stored or sent must not wrap.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 use std::{path::Path, rc::Rc, time::Duration};
 
 use bytes::Bytes;
@@ -94,7 +97,7 @@ impl<H: Host> Shard<H> {
             producer_id: -1,
             producer_epoch: -1,
             base_sequence: -1,
-            payload_len: payload.len() as u32,
+            payload_len: u32::try_from(payload.len()).expect("a metadata change is bounded"),
             payload_crc: crc32c::crc32c(&payload),
             segment_base: 0,
             segment_position: 0,

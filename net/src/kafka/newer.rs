@@ -53,7 +53,7 @@ pub fn request(body: Bytes, topics: &[Range<usize>]) -> Bytes {
             .expect("an id has 16 bytes: its shape was checked");
         let name = id_as_name(Uuid::from_bytes(id));
         // A compact string: its length and one.
-        out.put_u8(name.len() as u8 + 1);
+        out.put_u8(u8::try_from(name.len() + 1).expect("an id as a name is shorter than 127 bytes"));
         out.extend_from_slice(name.as_bytes());
         done = at.end;
     }

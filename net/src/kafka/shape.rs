@@ -278,7 +278,7 @@ impl<'a> Walk<'a> {
         for _ in 0..tags {
             self.unsigned_varint()?;
             let len = self.unsigned_varint()?;
-            self.skip(len as usize)?;
+            self.skip(usize::try_from(len).map_err(|_| ShapeError::Number)?)?;
         }
         Ok(())
     }

@@ -1,9 +1,12 @@
 //! Every decoder of bytes from a socket or a disk, fed with anything: it may refuse, but not panic, hang, or take memory
-//! that the bytes do not justify.
+//! that the bytes do not justify. What it takes can be encoded again and means the same; [`answers`] are encoders of what
+//! is never decoded here.
 //!
 //! [`TARGETS`] are run by cargo-fuzz (`tests/fuzz/cargo-fuzz`, see there) for as long as one likes, and by
 //! `tests/smoke.rs` for a moment with every test run. What checksums guard is also tried with the checksum put right, or
 //! nothing behind it would ever be reached.
+
+pub mod answers;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +23,10 @@ use kafka_protocol::{
     },
     protocol::{Encodable, StrBytes},
 };
-use millrace_cluster::{group, metadata, peer, raft, replica};
+use millrace_cluster::{
+    group::{self, records::GroupRecord},
+    metadata, peer, raft, replica,
+};
 use millrace_engine::{
     BatchError, PartitionKey, agreed,
     batch::{Batch, BatchHeader, HEADER_LEN},
@@ -113,6 +119,11 @@ pub const TARGETS: &[Target] = &[
         name: "group_record",
         run: group_record,
         seeds: group_record_seeds,
+    },
+    Target {
+        name: "answers",
+        run: answers::run,
+        seeds: answers::seeds,
     },
 ];
 
@@ -330,7 +341,10 @@ fn agreed_file(data: &[u8]) {
 
 fn metadata_record(data: &[u8]) {
     let _ = metadata::record::decode::<Vec<metadata::MetadataRecord>>(data);
-    let _ = metadata::record::decode::<metadata::Proposal>(data);
+    if let Ok(proposal) = metadata::record::decode::<metadata::Proposal>(data) {
+        let again = metadata::record::decode::<metadata::Proposal>(&metadata::record::encode(&proposal));
+        assert_eq!(again.expect("what was read can be written"), proposal);
+    }
     let _ = millrace_cluster::raft::records_in(data);
 }
 
@@ -361,8 +375,37 @@ fn peer(data: &[u8]) {
 fn group_record(data: &[u8]) {
     let at = data.first().map_or(0, |n| usize::from(*n)).min(data.len());
     let (key, value) = data.split_at(at);
-    let _ = group::records::decode(key.get(1..).unwrap_or(&[]), Some(value), 0);
-    let _ = group::records::decode(key.get(1..).unwrap_or(&[]), None, 0);
+    let key = key.get(1..).unwrap_or(&[]);
+    let _ = group::records::decode(key, None, 0);
+    match group::records::decode(key, Some(value), 0) {
+        Some(GroupRecord::Offset {
+            group,
+            topic,
+            partition,
+            committed: Some(committed),
+        }) => {
+            let key = group::records::offset_key(&group, &topic, partition);
+            let value = group::records::offset_value(&committed);
+            let again = group::records::decode(&key, Some(&value), 0);
+            assert!(
+                matches!(&again, Some(GroupRecord::Offset { group: g, topic: t, partition: p, committed: Some(c) })
+                    if (g, t, *p, c) == (&group, &topic, partition, &committed)),
+                "{again:?}"
+            );
+        }
+        Some(GroupRecord::Group { state: Some(state), .. }) => {
+            let (key, value) = (
+                group::records::group_key(&state.id),
+                group::records::group_value(&state),
+            );
+            let again = group::records::decode(&key, Some(&value), 0);
+            assert!(
+                matches!(&again, Some(GroupRecord::Group { state: Some(s), .. }) if group::records::group_value(s) == value),
+                "{again:?}"
+            );
+        }
+        _ => {}
+    }
 }
 
 fn plain_batch() -> Vec<u8> {
