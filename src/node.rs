@@ -465,11 +465,13 @@ pub fn log_config(settings: &Settings, image: &Image, topic: &TopicImage) -> Log
     };
     // Internal topics are cut by the coordinator's snapshots, not by age.
     let internal = topic.name == OFFSETS_TOPIC;
+    // No policy keeps all, as in Kafka 4.2 and later.
+    let keeps_all = internal || topic_setting(settings, image, &resource, "cleanup.policy").is_empty();
     LogConfig {
         segment_bytes: number("segment.bytes") as u64,
         segment_ms: number("segment.ms"),
-        retention_ms: if internal { -1 } else { number("retention.ms") },
-        retention_bytes: if internal { -1 } else { number("retention.bytes") },
+        retention_ms: if keeps_all { -1 } else { number("retention.ms") },
+        retention_bytes: if keeps_all { -1 } else { number("retention.bytes") },
         flush_messages: number("flush.messages"),
         flush_ms: number("flush.ms"),
         is_internal: internal,

@@ -7,7 +7,9 @@ pub enum Kind {
     Int(i64, i64),
     /// 64 bits, likewise.
     Long(i64, i64),
-    /// `true` or `false`.
+    /// 32 bits: one value apart, or from the smallest to the largest.
+    IntOr(i64, i64, i64),
+    /// `true` or `false`, in any case.
     Bool,
     /// Text.
     Str,
@@ -17,6 +19,10 @@ pub enum Kind {
     List,
     /// One of these.
     OneOf(&'static [&'static str]),
+    /// Some of these, or none of them; comma-separated.
+    ListOf(&'static [&'static str]),
+    /// Replicas as PARTITION:BROKER, comma-separated, or `*` for all.
+    Replicas,
 }
 
 impl Kind {
@@ -26,44 +32,82 @@ impl Kind {
         match self {
             Self::Bool => 1,
             Self::Str | Self::OneOf(_) => 2,
-            Self::Int(..) => 3,
+            Self::Int(..) | Self::IntOr(..) => 3,
             Self::Long(..) => 5,
             Self::Ratio => 6,
-            Self::List => 7,
+            Self::List | Self::ListOf(_) | Self::Replicas => 7,
         }
     }
 
-    pub(super) fn check(self, name: &str, value: &str) -> Result<(), String> {
-        let range = |min: i64, max: i64| match value.trim().parse::<i64>() {
-            Ok(n) if n >= min && n <= max => Ok(()),
-            Ok(n) => Err(format!(
-                "Invalid value {n} for configuration {name}: it must be between {min} and {max}"
-            )),
-            Err(_) => Err(format!(
-                "Invalid value {value} for configuration {name}: expected a whole number from {min} to {max}"
-            )),
-        };
+    /// Whether values are lists.
+    #[must_use]
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::List | Self::ListOf(_) | Self::Replicas)
+    }
+
+    /// Reads a value as Kafka's `ConfigDef` does, and gives it in the one form that is kept: without spaces around it, numbers and
+    /// booleans as this program writes them, no element of a set twice.
+    fn read(self, name: &str, value: &str) -> Result<String, String> {
+        let text = value.trim();
+        let invalid = |expected: String| Err(format!("Invalid value {value} for configuration {name}: {expected}"));
+        let one_of = |allowed: &[&str]| format!("String must be one of: {}", allowed.join(", "));
         match self {
-            Self::Int(min, max) | Self::Long(min, max) => range(min, max),
-            Self::Bool => match value.trim() {
-                "true" | "false" => Ok(()),
-                _ => Err(format!(
-                    "Invalid value {value} for configuration {name}: expected true or false"
-                )),
+            Self::Int(min, max) | Self::Long(min, max) => match text.parse::<i64>() {
+                Ok(n) if n >= min && n <= max => Ok(n.to_string()),
+                Ok(_) => invalid(format!("it must be between {min} and {max}")),
+                Err(_) => invalid(format!("expected a whole number from {min} to {max}")),
             },
-            Self::Ratio => match value.trim().parse::<f64>() {
-                Ok(n) if (0.0..=1.0).contains(&n) => Ok(()),
-                _ => Err(format!(
-                    "Invalid value {value} for configuration {name}: expected a number from 0 to 1"
-                )),
+            Self::IntOr(other, min, max) => match text.parse::<i64>() {
+                Ok(n) if n == other || (n >= min && n <= max) => Ok(n.to_string()),
+                _ => invalid(format!("Value must be between {min} and {max} or equal to {other}")),
             },
-            Self::OneOf(allowed) if !allowed.contains(&value.trim()) => Err(format!(
-                "Invalid value {value} for configuration {name}: String must be one of: {}",
-                allowed.join(", ")
-            )),
-            Self::Str | Self::List | Self::OneOf(_) => Ok(()),
+            Self::Bool => match text.to_ascii_lowercase().as_str() {
+                known @ ("true" | "false") => Ok(known.into()),
+                _ => invalid("Expected value to be either true or false".into()),
+            },
+            Self::Ratio => match text.parse::<f64>() {
+                Ok(n) if (0.0..=1.0).contains(&n) => Ok(text.into()),
+                _ => invalid("expected a number from 0 to 1".into()),
+            },
+            Self::OneOf(allowed) if !allowed.contains(&text) => invalid(one_of(allowed)),
+            Self::Str | Self::OneOf(_) => Ok(text.into()),
+            Self::List => Ok(elements(text).collect::<Vec<_>>().join(",")),
+            Self::ListOf(allowed) => {
+                let mut set = Vec::new();
+                for element in elements(text) {
+                    if element.is_empty() {
+                        return Err(format!("Configuration '{name}' values must not be empty."));
+                    }
+                    if !allowed.contains(&element) {
+                        return invalid(one_of(allowed));
+                    }
+                    if !set.contains(&element) {
+                        set.push(element);
+                    }
+                }
+                Ok(set.join(","))
+            }
+            Self::Replicas => {
+                let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+                let is_replica = |s: &str| s.split_once(':').is_some_and(|(p, b)| is_number(p) && is_number(b));
+                let list: Vec<&str> = elements(text).filter(|s| !s.is_empty()).collect();
+                if list == ["*"] || list.iter().all(|s| is_replica(s)) {
+                    Ok(list.join(","))
+                } else {
+                    invalid(
+                        "it must be the literal '*' or a list of replicas in the following format: \
+                         [partitionId]:[brokerId],[partitionId]:[brokerId],..."
+                            .into(),
+                    )
+                }
+            }
         }
     }
+}
+
+/// The elements of a list; none of an empty text.
+fn elements(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).skip(usize::from(list.is_empty()))
 }
 
 /// What a setting is about.
@@ -95,6 +139,35 @@ pub struct Entry {
     /// What it does, one sentence or two.
     pub doc: &'static str,
 }
+
+impl Entry {
+    /// Reads a value, and gives it in the form that is kept.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn read(&self, value: &str) -> Result<String, String> {
+        let read = self.kind.read(self.name, value)?;
+        match NOT_THERE_YET.iter().find(|(name, _, _)| *name == self.name) {
+            Some((_, asked, why)) if read.split(',').any(|element| element == *asked) => Err((*why).to_owned()),
+            _ => Ok(read),
+        }
+    }
+}
+
+/// Settings, and values of them, that cannot be taken: to ignore them would change what is kept or seen.
+const NOT_THERE_YET: &[(&str, &str, &str)] = &[
+    ("cleanup.policy", "compact", NO_COMPACTION),
+    ("log.cleanup.policy", "compact", NO_COMPACTION),
+    (
+        "remote.storage.enable",
+        "true",
+        "Tiered storage is not there yet: a topic cannot be configured with remote log storage \
+         (remote.storage.enable=true).",
+    ),
+];
+
+const NO_COMPACTION: &str = "cleanup.policy=compact is not supported yet: records would be kept that compaction should remove, \
+                             or removed that it should keep. Use cleanup.policy=delete with retention.ms.";
 
 const MAX: i64 = i64::MAX;
 const INT: i64 = i32::MAX as i64;
@@ -136,6 +209,7 @@ const fn topic(
 }
 
 const CODECS: &[&str] = &["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"];
+const POLICIES: &[&str] = &["compact", "delete"];
 const TIMES: &[&str] = &["CreateTime", "LogAppendTime"];
 
 /// Every setting.
@@ -324,7 +398,7 @@ pub const ENTRIES: &[Entry] = &[
     ),
     broker(
         "log.retention.bytes",
-        Kind::Long(-1, MAX),
+        Kind::Long(i64::MIN, MAX),
         "-1",
         "Default of retention.bytes.",
     ),
@@ -353,6 +427,24 @@ pub const ENTRIES: &[Entry] = &[
         "Default of the topic setting of this name.",
     ),
     broker(
+        "compression.gzip.level",
+        Kind::IntOr(-1, 1, 9),
+        "-1",
+        "Default of the topic setting of this name.",
+    ),
+    broker(
+        "compression.lz4.level",
+        Kind::Int(1, 17),
+        "9",
+        "Default of the topic setting of this name.",
+    ),
+    broker(
+        "compression.zstd.level",
+        Kind::Int(-131_072, 22),
+        "3",
+        "Default of the topic setting of this name.",
+    ),
+    broker(
         "log.message.timestamp.type",
         Kind::OneOf(TIMES),
         "CreateTime",
@@ -372,7 +464,7 @@ pub const ENTRIES: &[Entry] = &[
     ),
     broker(
         "log.cleanup.policy",
-        Kind::OneOf(&["delete"]),
+        Kind::ListOf(POLICIES),
         "delete",
         "Default of cleanup.policy.",
     ),
@@ -507,9 +599,9 @@ pub const ENTRIES: &[Entry] = &[
     topic(
         "cleanup.policy",
         "log.cleanup.policy",
-        Kind::OneOf(&["delete"]),
+        Kind::ListOf(POLICIES),
         "delete",
-        "What happens to old records; compaction is not there yet.",
+        "What happens to old records: `delete` lets retention remove them, an empty list keeps all; compaction is not there yet.",
     ),
     topic(
         "compression.type",
@@ -517,6 +609,27 @@ pub const ENTRIES: &[Entry] = &[
         Kind::OneOf(CODECS),
         "producer",
         "Codec that batches are stored with; `producer` keeps them as they come.",
+    ),
+    topic(
+        "compression.gzip.level",
+        "compression.gzip.level",
+        Kind::IntOr(-1, 1, 9),
+        "-1",
+        "Level of the batches that compression.type has packed anew; -1 is 6.",
+    ),
+    topic(
+        "compression.lz4.level",
+        "compression.lz4.level",
+        Kind::Int(1, 17),
+        "9",
+        "Level of the batches that compression.type has packed anew; 9 is the fast one, as in Kafka.",
+    ),
+    topic(
+        "compression.zstd.level",
+        "compression.zstd.level",
+        Kind::Int(-131_072, 22),
+        "3",
+        "Level of the batches that compression.type has packed anew.",
     ),
     topic(
         "flush.messages",
@@ -570,7 +683,7 @@ pub const ENTRIES: &[Entry] = &[
     topic(
         "retention.bytes",
         "log.retention.bytes",
-        Kind::Long(-1, MAX),
+        Kind::Long(i64::MIN, MAX),
         "-1",
         "A partition is cut to this size; -1 for never.",
     ),
@@ -646,6 +759,41 @@ pub const ENTRIES: &[Entry] = &[
         "The journal is always prewritten.",
     ),
     topic(
+        "remote.storage.enable",
+        "",
+        Kind::Bool,
+        "false",
+        "Tiered storage is not there yet.",
+    ),
+    topic(
+        "remote.log.copy.disable",
+        "",
+        Kind::Bool,
+        "false",
+        "Only of topics with tiered storage.",
+    ),
+    topic(
+        "remote.log.delete.on.disable",
+        "",
+        Kind::Bool,
+        "false",
+        "Only of topics with tiered storage.",
+    ),
+    topic(
+        "local.retention.ms",
+        "",
+        Kind::Long(-2, MAX),
+        "-2",
+        "Only of topics with tiered storage.",
+    ),
+    topic(
+        "local.retention.bytes",
+        "",
+        Kind::Long(-2, MAX),
+        "-2",
+        "Only of topics with tiered storage.",
+    ),
+    topic(
         "segment.index.bytes",
         "",
         Kind::Int(4, INT),
@@ -669,14 +817,14 @@ pub const ENTRIES: &[Entry] = &[
     topic(
         "leader.replication.throttled.replicas",
         "",
-        Kind::List,
+        Kind::Replicas,
         "",
         "Kept for reassignment tools: leader.replication.throttled.rate bounds all followers that catch up.",
     ),
     topic(
         "follower.replication.throttled.replicas",
         "",
-        Kind::List,
+        Kind::Replicas,
         "",
         "Kept for reassignment tools: leader.replication.throttled.rate bounds all followers that catch up.",
     ),
@@ -705,13 +853,66 @@ mod tests {
     #[test]
     fn every_default_passes_its_own_check() {
         for entry in ENTRIES {
-            assert_eq!(entry.kind.check(entry.name, entry.default), Ok(()), "{}", entry.name);
+            assert_eq!(
+                entry.read(entry.default).as_deref(),
+                Ok(entry.default),
+                "{}",
+                entry.name
+            );
             if let Scope::Topic { broker } = entry.scope
                 && !broker.is_empty()
             {
                 let of_broker = find_broker(broker).unwrap_or_else(|| panic!("{} names {broker}", entry.name));
                 assert_eq!(of_broker.default, entry.default, "{}", entry.name);
             }
+        }
+    }
+
+    #[test]
+    fn values_are_read_as_kafka_reads_them() {
+        // Answers of Kafka 4.4.0 to CreateTopics; what is kept of those it takes is what its DescribeConfigs says.
+        for (name, value, kept) in [
+            ("unclean.leader.election.enable", "True", Some("true")),
+            ("preallocate", " FALSE ", Some("false")),
+            ("preallocate", "yes", None),
+            ("retention.ms", " 5 ", Some("5")),
+            ("retention.ms", "+5", Some("5")),
+            ("retention.ms", "-2", None),
+            ("retention.ms", "", None),
+            ("retention.bytes", "-7", Some("-7")),
+            ("compression.type", " zstd ", Some("zstd")),
+            ("compression.type", "Zstd", None),
+            ("message.timestamp.type", "createtime", None),
+            ("min.cleanable.dirty.ratio", "1e-1", Some("1e-1")),
+            ("cleanup.policy", "", Some("")),
+            ("cleanup.policy", "delete, delete", Some("delete")),
+            ("cleanup.policy", "DELETE", None),
+            ("cleanup.policy", "delete,", None),
+            ("cleanup.policy", ",", None),
+            ("compression.gzip.level", "-1", Some("-1")),
+            ("compression.gzip.level", "0", None),
+            ("compression.gzip.level", "10", None),
+            ("compression.lz4.level", "17", Some("17")),
+            ("compression.lz4.level", "18", None),
+            ("compression.zstd.level", "-131072", Some("-131072")),
+            ("compression.zstd.level", "23", None),
+            ("remote.storage.enable", "False", Some("false")),
+            ("remote.storage.enable", "true", None),
+            ("remote.log.copy.disable", "true", Some("true")),
+            ("local.retention.ms", "-2", Some("-2")),
+            ("local.retention.ms", "5", Some("5")),
+            ("local.retention.bytes", "-3", None),
+            ("leader.replication.throttled.replicas", "", Some("")),
+            ("leader.replication.throttled.replicas", " * ", Some("*")),
+            ("leader.replication.throttled.replicas", "*,*", None),
+            ("leader.replication.throttled.replicas", "*,1:2", None),
+            ("leader.replication.throttled.replicas", "1:2, 3:4,", Some("1:2,3:4")),
+            ("follower.replication.throttled.replicas", "1:2,1:2", Some("1:2,1:2")),
+            ("follower.replication.throttled.replicas", "none", None),
+            ("follower.replication.throttled.replicas", "1:-2", None),
+        ] {
+            let entry = find_topic(name).unwrap_or_else(|| panic!("no topic setting {name}"));
+            assert_eq!(entry.read(value).ok().as_deref(), kept, "{name}={value:?}");
         }
     }
 }

@@ -9,26 +9,13 @@ use super::entries::{Scope, find_broker, find_topic};
 pub struct Known;
 
 impl Registry for Known {
-    fn check_topic(&self, name: &str, value: &str) -> Result<(), ControllerError> {
+    fn read_topic(&self, name: &str, value: &str) -> Result<String, ControllerError> {
         let invalid = |reason: String| ControllerError::InvalidConfig { reason };
-        let Some(entry) = find_topic(name) else {
-            return Err(invalid(if KAFKA_ONLY.contains(&name) {
-                format!("{name} is not supported by Millrace yet")
-            } else {
-                format!("Unknown topic config name: {name}")
-            }));
-        };
-        if name == "cleanup.policy" && value.contains("compact") {
-            return Err(invalid(
-                "cleanup.policy=compact is not supported yet: records would be kept that compaction should remove, \
-                 or removed that it should keep. Use cleanup.policy=delete with retention.ms."
-                    .into(),
-            ));
-        }
-        entry.kind.check(name, value).map_err(invalid)
+        let entry = find_topic(name).ok_or_else(|| invalid(format!("Unknown topic config name: {name}")))?;
+        entry.read(value).map_err(invalid)
     }
 
-    fn check_broker(&self, name: &str, value: &str) -> Result<(), ControllerError> {
+    fn read_broker(&self, name: &str, value: &str) -> Result<String, ControllerError> {
         let invalid = |reason: String| ControllerError::InvalidConfig { reason };
         let entry = find_broker(name).ok_or_else(|| invalid(format!("Unknown broker config name: {name}")))?;
         if !matches!(entry.scope, Scope::Broker { dynamic: true }) {
@@ -36,23 +23,15 @@ impl Registry for Known {
                 "{name} cannot be changed while the broker runs: restart it with --set {name}={value}"
             )));
         }
-        entry.kind.check(name, value).map_err(invalid)
+        entry.read(value).map_err(invalid)
     }
 
     fn topic_list_default(&self, name: &str) -> Option<String> {
-        // `cleanup.policy` is a list in Kafka, with one value allowed here.
-        (name == "cleanup.policy").then(|| "delete".to_owned())
+        find_topic(name)
+            .filter(|e| e.kind.is_list())
+            .map(|e| e.default.to_owned())
     }
 }
-
-/// Topic settings of Kafka whose being ignored could change what is kept or seen.
-const KAFKA_ONLY: &[&str] = &[
-    "remote.storage.enable",
-    "local.retention.ms",
-    "local.retention.bytes",
-    "remote.copy.disable",
-    "remote.delete.on.disable",
-];
 
 #[cfg(test)]
 mod tests {
@@ -67,14 +46,14 @@ mod tests {
             ("no.such", "1"),
             ("retention.ms", "x"),
         ] {
-            assert!(Known.check_topic(name, value).is_err(), "{name}={value}");
+            assert!(Known.read_topic(name, value).is_err(), "{name}={value}");
         }
         for (name, value) in [
             ("retention.ms", "-1"),
             ("segment.jitter.ms", "5"),
             ("compression.type", "zstd"),
         ] {
-            assert!(Known.check_topic(name, value).is_ok(), "{name}={value}");
+            assert!(Known.read_topic(name, value).is_ok(), "{name}={value}");
         }
     }
 }

@@ -69,11 +69,8 @@ impl Settings {
             name: name.into(),
             hint: closest(name),
         })?;
-        entry
-            .kind
-            .check(name, value)
-            .map_err(|reason| ConfigError::Invalid { reason })?;
-        self.set.insert(entry.name, value.trim().into());
+        let value = entry.read(value).map_err(|reason| ConfigError::Invalid { reason })?;
+        self.set.insert(entry.name, value);
         Ok(())
     }
 

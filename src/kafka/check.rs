@@ -14,7 +14,7 @@ use millrace_engine::{
     kafka_batch::{self, BATCH_HEADER_LEN, BatchInfo, NO_TIMESTAMP, Times},
     record_walk::RecordWalk,
 };
-use millrace_net::kafka::compression::{self, CompressionError, Unpacker};
+use millrace_net::kafka::compression::{self, CompressionError, Level, Unpacker};
 use uuid::Uuid;
 
 use super::errors::Failure;
@@ -50,7 +50,8 @@ pub struct Rules {
     max_bytes: usize,
     /// `message.timestamp.type=LogAppendTime`.
     pub append_time: bool,
-    codec: Option<i16>,
+    /// What batches are packed with, if not as they come.
+    codec: Option<(i16, Level)>,
     before_max_ms: i64,
     after_max_ms: i64,
     /// Replicas in sync that an acknowledgement by all takes.
@@ -87,11 +88,11 @@ impl Rules {
             max_bytes: number("max.message.bytes") as usize,
             append_time: get("message.timestamp.type") == "LogAppendTime",
             codec: match get("compression.type") {
-                "uncompressed" => Some(0),
-                "gzip" => Some(1),
-                "snappy" => Some(2),
-                "lz4" => Some(3),
-                "zstd" => Some(4),
+                "uncompressed" => Some((0, Level::DEFAULT)),
+                "gzip" => Some((1, Level(number("compression.gzip.level") as i32))),
+                "snappy" => Some((2, Level::DEFAULT)),
+                "lz4" => Some((3, Level(number("compression.lz4.level") as i32))),
+                "zstd" => Some((4, Level(number("compression.zstd.level") as i32))),
                 _ => None,
             },
             before_max_ms: number("message.timestamp.before.max.ms"),
@@ -135,8 +136,8 @@ pub async fn batch(
         opened?
     };
     late.refuse()?;
-    let batch = match rules.codec.filter(|codec| *codec != info.compression()) {
-        Some(codec) => repack(info.compression(), batch, codec, unpacked, rules).await?,
+    let batch = match rules.codec.filter(|(codec, _)| *codec != info.compression()) {
+        Some(to) => repack(info.compression(), batch, to, unpacked, rules).await?,
         None => batch,
     };
     let (times, batch) = if rules.append_time {
@@ -266,7 +267,13 @@ async fn open(
 }
 
 /// Packs the records of a batch with the topic's codec.
-async fn repack(from: i16, batch: Bytes, to: i16, unpacked: usize, rules: &Rules) -> Result<Bytes, Refused> {
+async fn repack(
+    from: i16,
+    batch: Bytes,
+    (to, level): (i16, Level),
+    unpacked: usize,
+    rules: &Rules,
+) -> Result<Bytes, Refused> {
     let unpack_max = rules.unpack_max;
     let records = batch.slice(BATCH_HEADER_LEN..);
     let work = move || {
@@ -274,7 +281,7 @@ async fn repack(from: i16, batch: Bytes, to: i16, unpacked: usize, rules: &Rules
             0 => records,
             codec => compression::decompress(codec, &records, unpack_max)?,
         };
-        compression::compress(to, &plain)
+        compression::compress(to, level, &plain)
     };
     let packed = if unpacked > REPACKED_HERE {
         glommio::executor().spawn_blocking(work).await

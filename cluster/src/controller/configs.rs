@@ -5,12 +5,16 @@ use crate::metadata::{ConfigResource, Image, MetadataRecord};
 
 /// What is known of configuration names; the node's one registry stands behind it.
 pub trait Registry {
+    /// A value as it is kept.
+    ///
     /// # Errors
     /// [`ControllerError::InvalidConfig`] for a name or value that a topic cannot have.
-    fn check_topic(&self, name: &str, value: &str) -> Result<(), ControllerError>;
+    fn read_topic(&self, name: &str, value: &str) -> Result<String, ControllerError>;
+    /// A value as it is kept.
+    ///
     /// # Errors
     /// [`ControllerError::InvalidConfig`] for a name or value that cannot be changed on a running broker.
-    fn check_broker(&self, name: &str, value: &str) -> Result<(), ControllerError>;
+    fn read_broker(&self, name: &str, value: &str) -> Result<String, ControllerError>;
     /// The default of an entry that is a list; `None` if it is not one.
     fn topic_list_default(&self, name: &str) -> Option<String>;
 }
@@ -35,16 +39,16 @@ fn check_resource(image: &Image, resource: &ConfigResource) -> Result<(), Contro
     }
 }
 
-fn check_value(
+fn read_value(
     registry: &dyn Registry,
     resource: &ConfigResource,
     name: &str,
     value: &str,
-) -> Result<(), ControllerError> {
+) -> Result<String, ControllerError> {
     size::check_value(name, value)?;
     match resource {
-        ConfigResource::Topic(_) => registry.check_topic(name, value),
-        ConfigResource::Broker(_) => registry.check_broker(name, value),
+        ConfigResource::Topic(_) => registry.read_topic(name, value),
+        ConfigResource::Broker(_) => registry.read_broker(name, value),
     }
 }
 
@@ -117,9 +121,7 @@ pub fn alter_incrementally(
                 Some(list.join(","))
             }
         };
-        if let Some(value) = &value {
-            check_value(registry, resource, name, value)?;
-        }
+        let value = value.map(|v| read_value(registry, resource, name, &v)).transpose()?;
         records.extend(entry(image, resource, name, value));
     }
     Ok(with_consequences(image, resource, records))
@@ -146,10 +148,10 @@ pub fn replace(
         })
         .collect();
     for (name, value) in entries {
-        if let Some(value) = value {
-            check_value(registry, resource, name, value)?;
-        }
-        records.extend(entry(image, resource, name, value.clone()));
+        let value = (value.as_ref())
+            .map(|v| read_value(registry, resource, name, v))
+            .transpose()?;
+        records.extend(entry(image, resource, name, value));
     }
     Ok(with_consequences(image, resource, records))
 }

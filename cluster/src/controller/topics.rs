@@ -235,11 +235,11 @@ pub fn create(
             });
         };
         size::check_value(name, value)?;
-        registry.check_topic(name, value)?;
+        let value = registry.read_topic(name, value)?;
         records.push(MetadataRecord::Config {
             resource: ConfigResource::Topic(topic.name.clone()),
             name: name.clone(),
-            value: Some(value.clone()),
+            value: Some(value),
         });
     }
     size::check(&records)?;
@@ -307,11 +307,11 @@ mod tests {
 
     struct AnyConfig;
     impl Registry for AnyConfig {
-        fn check_topic(&self, _: &str, _: &str) -> Result<(), ControllerError> {
-            Ok(())
+        fn read_topic(&self, _: &str, value: &str) -> Result<String, ControllerError> {
+            Ok(value.to_owned())
         }
-        fn check_broker(&self, _: &str, _: &str) -> Result<(), ControllerError> {
-            Ok(())
+        fn read_broker(&self, _: &str, value: &str) -> Result<String, ControllerError> {
+            Ok(value.to_owned())
         }
         fn topic_list_default(&self, _: &str) -> Option<String> {
             None

@@ -4,11 +4,11 @@
 use std::{
     cell::RefCell,
     fmt::Display,
-    io::{self, Read},
+    io::{self, Read, Write},
 };
 
 use bytes::{Bytes, BytesMut};
-use kafka_protocol::compression::{Compressor, Gzip, Lz4, Snappy, Zstd};
+use kafka_protocol::compression::{Compressor, Snappy};
 use thiserror::Error;
 use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 
@@ -270,41 +270,113 @@ pub fn decompress(codec: i16, packed: &[u8], limit: usize) -> Result<Bytes, Comp
     Ok(out.freeze())
 }
 
+/// How hard to pack, in Kafka's numbers: 1 to 9 or −1 for gzip, 1 to 17 for lz4, −131,072 to 22 for zstd. Snappy has none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Level(pub i32);
+
+impl Level {
+    /// For codecs without levels.
+    pub const DEFAULT: Self = Self(0);
+
+    fn of_gzip(self) -> flate2::Compression {
+        u32::try_from(self.0).map_or_else(|_| flate2::Compression::default(), flate2::Compression::new)
+    }
+
+    /// Kafka's default, 9, is its fast compressor; any other its high one. The library has the fast one below 3, and nothing beyond 12.
+    fn of_lz4(self) -> u32 {
+        match self.0 {
+            9 => 0,
+            level => level.clamp(3, 12) as u32,
+        }
+    }
+
+    /// Levels from 20 on have tables of the size of their input, some hundred MiB for the largest batches.
+    fn of_zstd(self, plain: usize) -> i32 {
+        if plain > ULTRA_MAX { self.0.min(19) } else { self.0 }
+    }
+}
+
+/// Bytes up to which zstd may use its levels from 20 on.
+const ULTRA_MAX: usize = 8 << 20;
+
 /// Packs with Kafka's codec number; 0 gives the bytes as they are.
 ///
 /// # Errors
 /// [`CompressionError::Codec`].
-pub fn compress(codec: i16, plain: &[u8]) -> Result<Bytes, CompressionError> {
-    let mut out = BytesMut::new();
-    macro_rules! with {
-        ($codec:ty) => {
-            <$codec>::compress(&mut out, |buf| {
-                bytes::BufMut::put_slice(buf, plain);
-                Ok(())
-            })
-        };
-    }
+pub fn compress(codec: i16, level: Level, plain: &[u8]) -> Result<Bytes, CompressionError> {
+    let fail = |e: io::Error| CompressionError::codec(codec, e);
     match codec {
-        0 => return Ok(Bytes::copy_from_slice(plain)),
-        1 => with!(Gzip),
-        2 => with!(Snappy),
-        3 => with!(Lz4),
-        4 => with!(Zstd),
-        _ => return Err(CompressionError::codec(codec, "no such codec")),
+        0 => Ok(Bytes::copy_from_slice(plain)),
+        1 => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level.of_gzip());
+            encoder.write_all(plain).map_err(fail)?;
+            encoder.finish().map(Bytes::from).map_err(fail)
+        }
+        2 => {
+            let mut out = BytesMut::new();
+            let put = |buf: &mut BytesMut| {
+                buf.extend_from_slice(plain);
+                Ok(())
+            };
+            Snappy::compress(&mut out, put).map_err(|e| CompressionError::codec(codec, e))?;
+            Ok(out.freeze())
+        }
+        3 => {
+            let mut encoder = lz4::EncoderBuilder::new()
+                .level(level.of_lz4())
+                // Kafka's clients read no others.
+                .block_mode(lz4::BlockMode::Independent)
+                .build(Vec::new())
+                .map_err(fail)?;
+            encoder.write_all(plain).map_err(fail)?;
+            let (out, finished) = encoder.finish();
+            finished.map_err(fail)?;
+            Ok(out.into())
+        }
+        4 => zstd::bulk::compress(plain, level.of_zstd(plain.len()))
+            .map(Bytes::from)
+            .map_err(fail),
+        _ => Err(CompressionError::codec(codec, "no such codec")),
     }
-    .map_err(|e| CompressionError::codec(codec, e))?;
-    Ok(out.freeze())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Kafka's, by codec.
+    const DEFAULTS: [Level; 5] = [Level::DEFAULT, Level(-1), Level::DEFAULT, Level(9), Level(3)];
+
+    #[test]
+    fn levels_trade_size_for_time() {
+        let plain: Vec<u8> = (0..60_000_u32)
+            .flat_map(|n| (n % 977 * (n % 13)).to_be_bytes())
+            .collect();
+        let size = |codec, level| {
+            let packed = compress(codec, Level(level), &plain).expect("packs");
+            assert!(
+                decompress(codec, &packed, plain.len()).expect("unpacks") == plain,
+                "codec {codec}, level {level}"
+            );
+            packed.len()
+        };
+        assert!(size(1, 1) > size(1, 9));
+        assert_eq!(size(1, -1), size(1, 6));
+        assert!(size(3, 9) > size(3, 12), "9 is lz4's fast one");
+        assert_eq!(size(3, 12), size(3, 17));
+        size(3, 1);
+        assert!(size(4, -131_072) > size(4, 3));
+        assert!(size(4, 3) > size(4, 22));
+        assert_eq!(Level(22).of_zstd(ULTRA_MAX), 22);
+        assert_eq!(Level(22).of_zstd(ULTRA_MAX + 1), 19);
+        assert_eq!(Level(-5).of_zstd(ULTRA_MAX + 1), -5);
+    }
+
     #[test]
     fn what_is_packed_unpacks_and_bombs_are_refused() {
         let plain = vec![7_u8; 1 << 20];
         for codec in 1..=4 {
-            let packed = compress(codec, &plain).expect("packs");
+            let packed = compress(codec, DEFAULTS[codec as usize], &plain).expect("packs");
             assert!(packed.len() < plain.len() / 10, "codec {codec}");
             assert_eq!(
                 decompress(codec, &packed, plain.len()).expect("unpacks"),
@@ -334,7 +406,7 @@ mod tests {
         for _ in 0..3 {
             for codec in 1..=4 {
                 for len in [0, 1, PIECE - 1, PIECE, PIECE + 1, plain.len()] {
-                    let packed = compress(codec, &plain[..len]).expect("packs");
+                    let packed = compress(codec, DEFAULTS[codec as usize], &plain[..len]).expect("packs");
                     // One that is given up half-way.
                     let half = unpacker.begin(codec, &packed[..packed.len() / 2], plain.len());
                     _ = half.map(|mut h| h.next_piece().map(|p| p.map(<[u8]>::len)));

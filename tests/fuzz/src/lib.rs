@@ -467,7 +467,7 @@ fn record_seeds() -> Vec<Vec<u8>> {
     let plain = plain_batch();
     let mut seeds = vec![plain.clone()];
     for codec in 1..=4 {
-        let packed = compression::compress(codec, &plain[BATCH_HEADER_LEN..]).expect("packs");
+        let packed = compression::compress(codec, compression::Level(3), &plain[BATCH_HEADER_LEN..]).expect("packs");
         seeds.push(
             kafka_batch::with_records(&plain, codec, &packed)
                 .expect("small")
@@ -480,7 +480,7 @@ fn record_seeds() -> Vec<Vec<u8>> {
 fn packed_seeds() -> Vec<Vec<u8>> {
     (1..=4)
         .map(|codec| {
-            let packed = compression::compress(codec, &plain_batch()).expect("packs");
+            let packed = compression::compress(codec, compression::Level(3), &plain_batch()).expect("packs");
             [&[codec as u8][..], &packed].concat()
         })
         .collect()
