@@ -1,6 +1,17 @@
 //! Addresses as people write them: `HOST:PORT`, with an IPv6 address in brackets.
 
+use std::{
+    io::{self, ErrorKind},
+    thread,
+    time::{Duration, Instant},
+};
+
 use thiserror::Error;
+
+/// How long a port may be in use before that is an error.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause before it is tried again.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// What an address lacks; the text says how to write it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -64,6 +75,21 @@ pub fn join(host: &str, port: u16) -> String {
         format!("[{host}]:{port}")
     } else {
         format!("{host}:{port}")
+    }
+}
+
+/// Binds a port that a process which was killed a moment ago may still hold: what an io_uring refers to outlives its process while the
+/// kernel takes the ring apart.
+///
+/// # Errors
+/// What the system says.
+pub fn bind_patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => thread::sleep(AGAIN),
+            done => return done,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which addresses are bound, and what is told to clients of them.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener, ToSocketAddrs},
     rc::Rc,
     sync::Arc,
@@ -61,23 +62,19 @@ pub fn resolve(settings: &Settings) -> Result<SocketAddr, ListenError> {
     Ok(listen)
 }
 
-/// Fails if somebody else listens on an address: SO_REUSEPORT would let a second broker of this user do so unnoticed.
-fn check_unused(address: SocketAddr) -> Result<(), ListenError> {
-    if address.port() != 0 {
-        TcpListener::bind(address).map_err(|e| {
-            ListenError::new(
-                address,
-                format!("{e}; stop what listens there, or choose another with --kafka-listen HOST:PORT"),
-            )
-        })?;
+/// What is said if somebody else listens on an address.
+fn in_use(address: SocketAddr) -> impl FnOnce(io::Error) -> ListenError {
+    move |e| {
+        let what_to_do = "stop what listens there, or choose another with --kafka-listen HOST:PORT";
+        ListenError::new(address, format!("{e}; {what_to_do}"))
     }
-    Ok(())
 }
 
 /// Binds `count` sockets to an address of which this broker shall be the only user.
 fn bind(address: SocketAddr, count: usize) -> Result<(Vec<TcpListener>, SocketAddr), ListenError> {
-    let fail = |e: std::io::Error| ListenError::new(address, e);
-    check_unused(address)?;
+    let fail = |e: io::Error| ListenError::new(address, e);
+    // SO_REUSEPORT would let a second broker of this user listen there unnoticed.
+    address::bind_patiently(|| TcpListener::bind(address)).map_err(in_use(address))?;
     let first = listener::reserve(address).map_err(fail)?;
     let bound = first.local_addr().map_err(fail)?;
     let mut all = vec![first];
@@ -107,7 +104,7 @@ impl Bound {
         for socket in all() {
             let address = (socket.local_addr()).map_err(|e| ListenError::new(&self.address, e))?;
             if !addresses.contains(&address) {
-                check_unused(address)?;
+                TcpListener::bind(address).map_err(in_use(address))?;
                 addresses.push(address);
             }
         }

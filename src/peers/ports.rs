@@ -2,11 +2,9 @@
 
 use std::{
     fmt::Display,
-    io::ErrorKind,
     net::{SocketAddr, ToSocketAddrs, UdpSocket},
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use millrace_cluster::metadata::Address;
@@ -16,11 +14,6 @@ use thiserror::Error;
 
 use super::{Members, serve};
 use crate::{address, config::Settings, node::Node, replication};
-
-/// How long a port may be in use before that is an error.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Pause before it is tried again.
-const AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a port cannot be used.
 #[derive(Debug, Error)]
@@ -73,7 +66,7 @@ pub fn bind(settings: &Settings, members: &Members, node_id: i32, shards: usize)
             port.map_err(|_| fail(shard, &configured, &"there are no ports beyond 65535"))
         };
         let address = SocketAddr::new(first.ip(), behind(first.port())?);
-        let socket = bind_one(address).map_err(|e| fail(shard, &address, &e))?;
+        let socket = address::bind_patiently(|| quic::bind(address)).map_err(|e| fail(shard, &address, &e))?;
         let told = Address {
             host: host.to_owned(),
             // Whoever maps ports maps one for each shard.
@@ -82,18 +75,6 @@ pub fn bind(settings: &Settings, members: &Members, node_id: i32, shards: usize)
         sockets.push((socket, told));
     }
     Ok(Arc::new(sockets))
-}
-
-/// Binds a port that a process which was killed a moment ago may still hold: what an io_uring refers to outlives its process while the
-/// kernel takes the ring apart.
-fn bind_one(address: SocketAddr) -> std::io::Result<UdpSocket> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match quic::bind(address) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => std::thread::sleep(AGAIN),
-            done => return done,
-        }
-    }
 }
 
 /// Lets other nodes reach this shard.
