@@ -13,7 +13,10 @@ use millrace::{
     admin::{client::AdminError, nodes},
     config::{ConfigError, ENTRIES, Scope, Settings},
     doctor, export,
-    peers::credentials::{Ca, CredentialsError, write_new},
+    peers::{
+        ca::{Ca, NODE_DAYS},
+        credentials::{CredentialsError, write_new},
+    },
     server,
 };
 use tracing_appender::non_blocking::NonBlockingBuilder;
@@ -76,6 +79,18 @@ enum Cluster {
         /// The node's number.
         #[arg(long, value_name = "N")]
         node_id: i32,
+        /// How long it is valid.
+        #[arg(long, value_name = "N", default_value_t = NODE_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+    },
+    /// Puts a certificate on the CA's list of revoked ones, ca.crl, for cluster.tls.crl.
+    Revoke {
+        /// Folder of the CA; the list is put there, too.
+        #[arg(long, value_name = "DIR", default_value = "millrace-ca")]
+        dir: PathBuf,
+        /// The certificate, as `issue` made it.
+        #[arg(value_name = "NODE.PEM")]
+        certificate: PathBuf,
     },
     /// Shows who is in the cluster, what each leads and holds, and what is not as it should be.
     Status {
@@ -141,8 +156,15 @@ impl Cluster {
                     dir.display()
                 )
             }
-            Self::Issue { dir, node_id } => {
-                let (certificate, key) = Ca::load(&dir)?.issue(node_id)?;
+            Self::Revoke { dir, certificate } => {
+                let listed = Ca::load(&dir)?.revoke(&dir, &certificate)?;
+                format!(
+                    "{0}/ca.crl lists {listed} revoked certificates. Give it to every node (cluster.tls.crl) and start them again, one by one\n",
+                    dir.display()
+                )
+            }
+            Self::Issue { dir, node_id, days } => {
+                let (certificate, key) = Ca::load(&dir)?.issue(node_id, days)?;
                 let path = |end: &str| dir.join(format!("node-{node_id}.{end}"));
                 write_new(&path("pem"), &certificate)?;
                 write_new(&path("key"), &key)?;

@@ -124,6 +124,8 @@ pub struct Node {
     pub refusals: Seldom,
     /// Connections that were closed for what came over them.
     pub bad_connections: Seldom,
+    /// Handshakes of nodes without a certificate that holds.
+    pub refused_handshakes: Seldom,
     /// Roles of this shard's partitions.
     pub replication: Replication,
     /// This shard's port for other nodes, in a cluster.
@@ -209,6 +211,7 @@ impl Node {
             connections: Connections::default(),
             refusals: Seldom::default(),
             bad_connections: Seldom::default(),
+            refused_handshakes: Seldom::default(),
             replication: Replication::default(),
             peer_endpoint: RefCell::default(),
             contacts: RefCell::new(contacts),

@@ -26,7 +26,6 @@ use millrace_engine::{
     recovery,
     shard::{Shard, ShardConfig},
 };
-use millrace_net::quic::Credentials;
 use rustix::fs::Mode;
 use thiserror::Error;
 
@@ -43,8 +42,8 @@ use crate::{
     listen::{self, Bound, ListenError},
     node::{Buffers, METADATA_KEY, Node, Shared, View},
     peers::{
-        self, ClusterConfigError, Members,
-        credentials::CredentialsError,
+        ClusterConfigError, Members,
+        credentials::{self, CredentialsError},
         ports::{self, Ports, PortsError},
     },
     replication,
@@ -200,7 +199,7 @@ struct Context {
     router: Router,
     sizes: Sizes,
     ports: Ports,
-    credentials: Option<Arc<Credentials>>,
+    credentials: Option<Arc<credentials::Loaded>>,
     started: Instant,
 }
 
@@ -269,11 +268,7 @@ pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
     let dir = dir.canonicalize().unwrap_or(dir);
     let members = Members::parse(&settings, identity.node_id)?;
     let credentials = if members.is_cluster() {
-        Some(Arc::new(peers::credentials::load(
-            &settings,
-            &members,
-            identity.node_id,
-        )?))
+        Some(Arc::new(credentials::load(&settings, &members, identity.node_id)?))
     } else {
         None
     };
@@ -474,9 +469,13 @@ async fn first_shard(context: Context, mailbox: flume::Receiver<Job>, first: Fir
     let agreed = replication::agreed::find(&node).await?;
     replication::agreed::remember(&node, agreed.clone());
     let metadata = logs.remove(&METADATA_KEY);
+    if let Some(loaded) = &context.credentials {
+        let (n, first_to_end) = (Rc::clone(&node), loaded.first_to_end.clone());
+        glommio::spawn_local(async move { first_to_end.remind(async |time| n.host_sleep(time).await).await }).detach();
+    }
     let to_join = Joining {
         ports: &context.ports,
-        credentials: context.credentials.as_deref(),
+        credentials: context.credentials.as_deref().map(|l| &l.credentials),
         bound,
         recovered: metadata.clone(),
         identity: &mut identity,
@@ -565,7 +564,11 @@ async fn other_shard(
     spawn_commits(&engine);
     let node = new_node(&context, shard, engine, host, mailbox, init.incarnation);
     replication::agreed::remember(&node, init.agreed);
-    ports::open(&node, &context.ports, context.credentials.as_deref())?;
+    ports::open(
+        &node,
+        &context.ports,
+        context.credentials.as_deref().map(|l| &l.credentials),
+    )?;
     node.install(init.view, init.partitions.into_iter().map(|s| (s.key, s)).collect());
     ready.send_async(shard).await.map_err(|_| ServeError::Other)?;
     drop(ready);

@@ -279,6 +279,12 @@ pub const ENTRIES: &[Entry] = &[
     ),
     broker("cluster.tls.key", Kind::Str, "", "File of this node's key (PEM)."),
     broker(
+        "cluster.tls.crl",
+        Kind::Str,
+        "",
+        "File of the cluster CA's list of revoked certificates (PEM), made by `millrace cluster revoke`; read at start.",
+    ),
+    broker(
         "controller.quorum.election.timeout.ms",
         Kind::Int(100, 60_000),
         "300",

@@ -6,15 +6,17 @@ use std::{
     io::Write,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use millrace_net::quic::{Credentials, tls::node_name};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use millrace_net::quic::Credentials;
 use thiserror::Error;
+use x509_parser::{parse_x509_certificate, pem::parse_x509_pem, time::ASN1Time};
 
-use super::Members;
+use super::{
+    Members,
+    ca::{Ca, NODE_DAYS},
+};
 use crate::config::Settings;
 
 /// Why there are no certificates.
@@ -62,6 +64,20 @@ pub enum CredentialsError {
         /// Its permission bits.
         mode: u32,
     },
+    /// This node's certificate, or the CA's, is not valid any more, or not yet.
+    #[error("{path}: it is valid from {from} to {to}, and it is {now}: {advice}", path = path.display())]
+    NotValid {
+        /// The file.
+        path: PathBuf,
+        /// First moment.
+        from: String,
+        /// Last moment.
+        to: String,
+        /// By this machine's clock.
+        now: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// Making one failed.
     #[error("a certificate cannot be made: {0}")]
     Make(String),
@@ -70,101 +86,10 @@ pub enum CredentialsError {
     Tls(#[from] millrace_net::quic::tls::TlsError),
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CredentialsError + '_ {
+pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CredentialsError + '_ {
     move |source| CredentialsError::Io {
         path: path.to_owned(),
         source,
-    }
-}
-
-fn make(error: rcgen::Error) -> CredentialsError {
-    CredentialsError::Make(error.to_string())
-}
-
-/// A CA's certificate and key as PEM.
-pub struct Ca {
-    /// Certificate.
-    pub certificate: String,
-    /// Key: whoever has it can make nodes.
-    pub key: String,
-}
-
-impl Ca {
-    /// Draws a new one.
-    ///
-    /// # Errors
-    /// [`CredentialsError::Make`].
-    pub fn new() -> Result<Self, CredentialsError> {
-        let key = KeyPair::generate().map_err(make)?;
-        let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Millrace cluster CA");
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key).map_err(make)?;
-        Ok(Self {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
-    }
-
-    /// Makes a node's certificate and key.
-    ///
-    /// # Errors
-    /// [`CredentialsError::Make`].
-    pub fn issue(&self, node: i32) -> Result<(String, String), CredentialsError> {
-        let ca_key = KeyPair::from_pem(&self.key).map_err(make)?;
-        let issuer = Issuer::from_ca_cert_pem(&self.certificate, ca_key).map_err(make)?;
-        let key = KeyPair::generate().map_err(make)?;
-        let mut params = CertificateParams::new(vec![node_name(node)]).map_err(make)?;
-        params.distinguished_name.push(DnType::CommonName, node_name(node));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &issuer).map_err(make)?;
-        Ok((certificate.pem(), key.serialize_pem()))
-    }
-
-    /// Both in one text.
-    fn to_text(&self) -> String {
-        format!("{}{}", self.certificate, self.key)
-    }
-
-    fn from_text(text: &str, path: &Path) -> Result<Self, CredentialsError> {
-        let at = text
-            .find("-----BEGIN PRIVATE KEY")
-            .ok_or_else(|| CredentialsError::Content {
-                path: path.to_owned(),
-                reason: "it holds no CA of ours; remove it and start again".into(),
-            })?;
-        Ok(Self {
-            certificate: text[..at].to_owned(),
-            key: text[at..].to_owned(),
-        })
-    }
-
-    /// Stores a new CA as `ca.pem` and `ca.key`.
-    ///
-    /// # Errors
-    /// The folder's, or files that are there already.
-    pub fn store(&self, dir: &Path) -> Result<(), CredentialsError> {
-        fs::create_dir_all(dir).map_err(io(dir))?;
-        write_new(&dir.join("ca.key"), &self.key)?;
-        write_new(&dir.join("ca.pem"), &self.certificate)
-    }
-
-    /// Reads a stored CA.
-    ///
-    /// # Errors
-    /// The files'.
-    pub fn load(dir: &Path) -> Result<Self, CredentialsError> {
-        let read = |name: &str| {
-            let path = dir.join(name);
-            fs::read_to_string(&path).map_err(|source| CredentialsError::Io { path, source })
-        };
-        Ok(Self {
-            certificate: read("ca.pem")?,
-            key: read("ca.key")?,
-        })
     }
 }
 
@@ -184,11 +109,77 @@ pub fn write_new(path: &Path, text: &str) -> Result<(), CredentialsError> {
         .map_err(io(path))
 }
 
+/// How long before a certificate ends the log begins to say so.
+const SOON: Duration = Duration::from_hours(30 * 24);
+/// How often it says so.
+const REMIND: Duration = Duration::from_hours(24);
+
+/// What this node shows and whom it believes, and until when that holds.
+pub struct Loaded {
+    /// For connections.
+    pub credentials: Credentials,
+    /// The certificate that ends first.
+    pub first_to_end: Expiry,
+}
+
+/// When a certificate ends.
+#[derive(Clone, Debug)]
+pub struct Expiry {
+    path: PathBuf,
+    /// s since 1970.
+    at: i64,
+}
+
+impl Expiry {
+    /// Says once a day that the certificate ends soon, as long as `sleep` comes back.
+    pub async fn remind(self, sleep: impl AsyncFn(Duration)) {
+        loop {
+            let left = self.at - ASN1Time::now().timestamp();
+            if left < SOON.as_secs() as i64 {
+                tracing::warn!(
+                    certificate = %self.path.display(),
+                    days_left = left.max(0) / 86_400,
+                    "a certificate ends soon, and other nodes then refuse this one: issue another with `millrace cluster issue`, and start this \
+                     node again with it"
+                );
+            }
+            sleep(REMIND).await;
+        }
+    }
+}
+
+/// When the first certificate of a PEM text ends.
+///
+/// # Errors
+/// It is none, or it is not valid now.
+fn check_validity(path: &Path, pem: &[u8], advice: &'static str) -> Result<Expiry, CredentialsError> {
+    let content = |reason: String| CredentialsError::Content {
+        path: path.to_owned(),
+        reason,
+    };
+    let (_, pem) = parse_x509_pem(pem).map_err(|e| content(e.to_string()))?;
+    let (_, certificate) = parse_x509_certificate(&pem.contents).map_err(|e| content(e.to_string()))?;
+    let validity = certificate.validity();
+    if !validity.is_valid() {
+        return Err(CredentialsError::NotValid {
+            path: path.to_owned(),
+            from: validity.not_before.to_string(),
+            to: validity.not_after.to_string(),
+            now: ASN1Time::now().to_string(),
+            advice,
+        });
+    }
+    Ok(Expiry {
+        path: path.to_owned(),
+        at: validity.not_after.timestamp(),
+    })
+}
+
 /// What this node shows and whom it believes.
 ///
 /// # Errors
 /// [`CredentialsError`].
-pub fn load(settings: &Settings, members: &Members, node: i32) -> Result<Credentials, CredentialsError> {
+pub fn load(settings: &Settings, members: &Members, node: i32) -> Result<Loaded, CredentialsError> {
     let files = ["cluster.tls.ca", "cluster.tls.cert", "cluster.tls.key"].map(|s| settings.get(s));
     if files.iter().all(|f| f.is_empty()) {
         if !members.all_loopback() {
@@ -200,12 +191,14 @@ pub fn load(settings: &Settings, members: &Members, node: i32) -> Result<Credent
             "no certificates were given; all nodes are on this machine, so a development CA of this user's is used"
         );
         let ca = development_ca(&path)?;
-        let (certificate, key) = ca.issue(node)?;
-        return Ok(Credentials::from_pem(
-            ca.certificate.as_bytes(),
-            certificate.as_bytes(),
-            key.as_bytes(),
-        )?);
+        let advice = "remove it, and start all nodes again: the first makes a new one";
+        let first_to_end = check_validity(&path, ca.certificate.as_bytes(), advice)?;
+        let (certificate, key) = ca.issue(node, NODE_DAYS)?;
+        let (ca, certificate) = (ca.certificate.as_bytes(), certificate.as_bytes());
+        return Ok(Loaded {
+            credentials: Credentials::from_pem(ca, certificate, key.as_bytes(), None)?,
+            first_to_end,
+        });
     }
     let read = |file: &str| {
         if file.is_empty() {
@@ -213,11 +206,18 @@ pub fn load(settings: &Settings, members: &Members, node: i32) -> Result<Credent
         }
         fs::read(file).map_err(io(Path::new(file)))
     };
-    Ok(Credentials::from_pem(
-        &read(files[0])?,
-        &read(files[1])?,
-        &read(files[2])?,
-    )?)
+    let [ca, certificate, key] = [read(files[0])?, read(files[1])?, read(files[2])?];
+    let of_ca = check_validity(Path::new(files[0]), &ca, "the cluster needs another CA")?;
+    let advice = "issue another with `millrace cluster issue`, or set the clock right";
+    let of_node = check_validity(Path::new(files[1]), &certificate, advice)?;
+    let revoked = match settings.get("cluster.tls.crl") {
+        "" => None,
+        file => Some(read(file)?),
+    };
+    Ok(Loaded {
+        credentials: Credentials::from_pem(&ca, &certificate, &key, revoked.as_deref())?,
+        first_to_end: if of_ca.at < of_node.at { of_ca } else { of_node },
+    })
 }
 
 /// In the user's state folder (XDG base directories); `None` without one: folders that all users share are no place for a key.
@@ -300,15 +300,5 @@ mod tests {
             development_ca(&path),
             Err(CredentialsError::NotOurs { mode: 0o644, .. })
         ));
-    }
-
-    #[test]
-    fn a_stored_ca_issues_and_is_not_overwritten() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        Ca::new().expect("drawn").store(dir.path()).expect("stored");
-        let ca = Ca::load(dir.path()).expect("there");
-        let (certificate, key) = ca.issue(7).expect("issued");
-        Credentials::from_pem(ca.certificate.as_bytes(), certificate.as_bytes(), key.as_bytes()).expect("sound");
-        assert!(Ca::new().expect("drawn").store(dir.path()).is_err());
     }
 }

@@ -2,6 +2,7 @@
 //! [`introduce`] is how new folders come into a cluster, [`quorum_link`] carries the metadata quorum's messages, [`pulse`] notices deaths. What the streams of replication carry is in
 //! [`replication`](crate::replication).
 
+pub mod ca;
 pub mod credentials;
 pub mod dial;
 pub mod introduce;

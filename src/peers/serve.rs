@@ -31,7 +31,11 @@ pub async fn run(node: Rc<Node>, endpoint: Rc<Endpoint>) {
                 Ok(connection) => streams(&node, connection).await,
                 // As who dials does while this node starts.
                 Err(error @ LinkError::GaveUp { .. }) => tracing::debug!(%error, "no node came"),
-                Err(error) => tracing::warn!(%error, "a node was refused: its certificate does not hold"),
+                Err(error) => {
+                    if let Some(before) = node.refused_handshakes.say() {
+                        tracing::warn!(%error, before, "a node was refused: its certificate does not hold");
+                    }
+                }
             }
         })
         .detach();

@@ -6,8 +6,8 @@ use quinn::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
     rustls::{
         self, ClientConfig, RootCertStore, ServerConfig,
-        client::verify_server_name,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+        client::{WebPkiServerVerifier, verify_server_name},
+        pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, pem::PemObject},
         server::{ParsedCertificate, WebPkiClientVerifier},
     },
 };
@@ -41,6 +41,8 @@ pub struct Credentials {
     ca: Vec<CertificateDer<'static>>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    /// Lists of revoked certificates; with any, a certificate of an issuer without a list is refused.
+    revoked: Vec<CertificateRevocationListDer<'static>>,
 }
 
 /// The name in a node's certificate.
@@ -50,11 +52,11 @@ pub fn node_name(node: i32) -> String {
 }
 
 impl Credentials {
-    /// From PEM texts: the CA's certificate, this node's chain, and its key.
+    /// From PEM texts: the CA's certificate, this node's chain, its key, and the CA's list of revoked certificates.
     ///
     /// # Errors
     /// [`TlsError::Pem`] naming the text.
-    pub fn from_pem(ca: &[u8], chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+    pub fn from_pem(ca: &[u8], chain: &[u8], key: &[u8], revoked: Option<&[u8]>) -> Result<Self, TlsError> {
         let certificates = |what: &'static str, pem: &[u8]| {
             let list: Vec<_> = CertificateDer::pem_slice_iter(pem)
                 .collect::<Result<_, _>>()
@@ -70,6 +72,19 @@ impl Credentials {
             }
             Ok(list)
         };
+        let lists = |pem: &[u8]| {
+            let bad = |reason: String| TlsError::Pem {
+                what: "the list of revoked certificates",
+                reason,
+            };
+            let list: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem)
+                .collect::<Result<_, _>>()
+                .map_err(|e| bad(e.to_string()))?;
+            if list.is_empty() {
+                return Err(bad("it holds no list".into()));
+            }
+            Ok(list)
+        };
         Ok(Self {
             ca: certificates("the cluster CA", ca)?,
             chain: certificates("the node's certificate", chain)?,
@@ -77,6 +92,10 @@ impl Credentials {
                 what: "the node's key",
                 reason: e.to_string(),
             })?,
+            revoked: match revoked {
+                Some(pem) => lists(pem)?,
+                None => Vec::new(),
+            },
         })
     }
 
@@ -91,6 +110,8 @@ impl Credentials {
     pub(super) fn server(&self) -> Result<quinn::ServerConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(self.roots()?, Arc::clone(&provider))
+            .with_crls(self.revoked.iter().cloned())
+            .only_check_end_entity_revocation()
             .build()
             .map_err(|e| TlsError::Verifier(e.to_string()))?;
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -104,9 +125,14 @@ impl Credentials {
 
     pub(super) fn client(&self) -> Result<quinn::ClientConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(self.roots()?, Arc::clone(&provider))
+            .with_crls(self.revoked.iter().cloned())
+            .only_check_end_entity_revocation()
+            .build()
+            .map_err(|e| TlsError::Verifier(e.to_string()))?;
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(self.roots()?)
+            .with_webpki_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         let config = QuicClientConfig::try_from(config).map_err(|e| TlsError::Verifier(e.to_string()))?;

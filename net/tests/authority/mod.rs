@@ -22,6 +22,7 @@ pub fn credentials(node: i32, signed_by: &Ca, believes: &Ca) -> Credentials {
         believes.pem().as_bytes(),
         certificate.pem().as_bytes(),
         key.serialize_pem().as_bytes(),
+        None,
     )
     .expect("sound")
 }
