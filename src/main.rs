@@ -11,7 +11,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use millrace::{
     admin::{client::AdminError, nodes},
-    config::{ConfigError, ENTRIES, Scope, Settings},
+    config::{self, ConfigError, ENTRIES, Scope, Settings},
     doctor, export,
     peers::{
         ca::{Ca, NODE_DAYS},
@@ -176,7 +176,7 @@ impl Cluster {
 
 #[derive(clap::Args)]
 struct Serve {
-    /// TOML file of settings.
+    /// TOML file of settings, or one of Java properties if it is called ….properties, as Kafka's server.properties.
     #[arg(long, value_name = "FILE", env = "MILLRACE_CONFIG")]
     config: Option<PathBuf>,
     /// Any setting by its name; `millrace settings` lists them. May be given more than once.
@@ -235,6 +235,7 @@ impl Serve {
                 settings.set(name, value)?;
             }
         }
+        settings.finish()?;
         Ok(settings)
     }
 }
@@ -301,7 +302,8 @@ fn main() -> ExitCode {
                     .map(|e| format!("{} = {}\n    {}\n", e.name, e.default, e.doc));
                 format!("# {name} settings\n{}\n", entries.collect::<String>())
             };
-            say(&(scope("broker") + &scope("topic")), ExitCode::SUCCESS)
+            let of_kafka = format!("# names of Kafka's that say the same\n{}\n", config::names_of_kafka());
+            say(&(scope("broker") + &scope("topic") + &of_kafka), ExitCode::SUCCESS)
         }
     }
 }

@@ -227,6 +227,12 @@ struct Init {
 /// [`ServeError`].
 pub fn serve(mut settings: Settings) -> Result<(), ServeError> {
     let started = Instant::now();
+    if !settings.unused().is_empty() {
+        tracing::info!(
+            settings = settings.unused().join(", "),
+            "settings of Kafka that have no meaning here are passed over"
+        );
+    }
     let listen = listen::resolve(&settings)?;
     let dir = PathBuf::from(settings.get("data.dir"));
     // Users outside the broker's group have no access to the files of records, whatever the umask of the shell that starts it.

@@ -98,7 +98,8 @@ impl Rules {
             before_max_ms: number("message.timestamp.before.max.ms"),
             after_max_ms: number("message.timestamp.after.max.ms"),
             min_insync: number("min.insync.replicas") as usize,
-            unpack_max: node.shared.settings.number("decompress.max.bytes") as usize,
+            unpack_max: (node.shared.settings.number("decompress.max.bytes"))
+                .min(number("max.decompressed.message.bytes")) as usize,
         }
     }
 }
@@ -230,9 +231,13 @@ impl OutOfRange<'_> {
     }
 }
 
-fn unpack_failure(error: CompressionError) -> BatchError {
-    BatchError::Decompress {
-        reason: error.to_string(),
+fn unpack_failure(error: CompressionError) -> Failure {
+    match error {
+        // As Kafka 4.4: no client sends it again, as it would after CORRUPT_MESSAGE.
+        CompressionError::TooLarge { .. } => Failure::new(ResponseError::InvalidRecord, error.to_string()),
+        CompressionError::Codec { .. } => Failure::from(BatchError::Decompress {
+            reason: error.to_string(),
+        }),
     }
 }
 

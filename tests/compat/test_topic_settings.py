@@ -64,6 +64,10 @@ def earliest(admin, topic):
 def test_all_settings_of_a_kafka_topic_are_taken(admin):
     # As a tool reads them off a topic of Kafka 4.4.0, each stated.
     defaults = {
+        "errors.deadletterqueue.group.enable": "false",
+        "max.decompressed.message.bytes": "2147483639",
+        "remote.copy.lag.bytes": "-1",
+        "remote.copy.lag.ms": "0",
         "remote.storage.enable": "false",
         "remote.log.copy.disable": "false",
         "remote.log.delete.on.disable": "false",
@@ -182,6 +186,16 @@ def test_levels_of_compression_are_acted_on(broker, admin):
             produce(broker, topic, [text])
             sizes[codec, level] = stored(broker, topic)
         assert sizes[codec, levels[0]] > 1.05 * sizes[codec, levels[1]], sizes
+
+
+def test_what_a_batch_unpacks_to_is_bounded_by_the_topic(broker, admin):
+    topic = create(admin, max_decompressed_message_bytes="20000")
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0, "compression.type": "zstd"})
+    told = []
+    for size in (15_000, 25_000):
+        producer.produce(topic, bytes(size), on_delivery=lambda error, _: told.append(error))
+        assert producer.flush(10) == 0
+    assert told[0] is None and told[1].name() == "INVALID_RECORD", told
 
 
 def stored(broker, topic):
