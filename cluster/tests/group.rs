@@ -68,8 +68,12 @@ impl Story {
     }
 
     fn join(&mut self, member: &str, instance: Option<&str>) -> ReplyId {
+        self.join_with(member, instance, |_| {})
+    }
+
+    fn join_with(&mut self, member: &str, instance: Option<&str>, change: impl FnOnce(&mut Join)) -> ReplyId {
         self.next += 1;
-        let join = Join {
+        let mut join = Join {
             group: "g".into(),
             member_id: member.into(),
             instance_id: instance.map(str::to_owned),
@@ -80,8 +84,10 @@ impl Story {
             protocol_type: "consumer".into(),
             protocols: vec![("range".into(), Bytes::from_static(SUBSCRIPTION))],
             require_member_id: false,
+            knows_skip_assignment: true,
             new_member_id: format!("m{}", self.next),
         };
+        change(&mut join);
         self.groups.join(self.next, join, self.now);
         self.drain();
         self.next
@@ -297,6 +303,7 @@ fn requests_that_cannot_be_are_refused() {
             protocol_type: "consumer".into(),
             protocols: vec![("range".into(), Bytes::new())],
             require_member_id: true,
+            knows_skip_assignment: true,
             new_member_id: "new".into(),
         };
         change(&mut join);
@@ -333,6 +340,7 @@ fn requests_that_cannot_be_are_refused() {
         (one.as_str(), 1, Err(GroupError::IllegalGeneration)),
         ("", -1, Err(GroupError::UnknownMember)),
         ("stranger", generation, Err(GroupError::UnknownMember)),
+        ("stranger", -1, Err(GroupError::UnknownMember)),
     ] {
         let caller = Caller {
             member_id: member,
@@ -345,6 +353,59 @@ fn requests_that_cannot_be_are_refused() {
             "{member} {generation}"
         );
     }
+}
+
+#[test]
+fn whoever_states_no_generation_commits_for_a_group_without_members() {
+    let (mut story, one, two, generation) = Story::stable();
+    let commit = |story: &mut Story, group: &str, member_id: &str, instance_id: Option<&str>, generation: i32| {
+        let caller = Caller {
+            member_id,
+            instance_id,
+            generation,
+        };
+        story.groups.check_commit(group, caller, story.now)
+    };
+    assert_eq!(
+        commit(&mut story, "", "", None, -1),
+        Ok(()),
+        "the empty id is one like any other"
+    );
+    assert_eq!(commit(&mut story, "new", "x", Some("y"), -1), Ok(()));
+    assert_eq!(commit(&mut story, "other", "", None, 0), Err(GroupError::GroupNotFound));
+    for member in [&one, &two] {
+        story.groups.leave("g", member, None, story.now).expect("a member");
+    }
+    story.drain();
+    assert_eq!(story.state(), GroupState::Empty);
+    for (member, instance) in [("", None), (one.as_str(), None), ("stranger", None), ("", Some("i"))] {
+        assert_eq!(
+            commit(&mut story, "g", member, instance, -1),
+            Ok(()),
+            "{member} {instance:?}"
+        );
+        let late = commit(&mut story, "g", member, instance, generation);
+        assert_eq!(late, Err(GroupError::UnknownMember), "{member} {instance:?}");
+    }
+}
+
+#[test]
+fn a_static_leader_whose_client_cannot_skip_the_assignment_is_told_that_it_does_not_lead() {
+    let mut story = Story::new(config());
+    let first = story.join("", Some("i"));
+    let old = story.answer(first);
+    story.sync(&old.member_id, 1, &[(&old.member_id, b"mine")]);
+    let second = story.join_with("", Some("i"), |join| join.knows_skip_assignment = false);
+    let new = story.answer(second);
+    assert_eq!(new.generation, 1);
+    assert_eq!(
+        (new.leader.as_str(), new.members.len(), new.skip_assignment),
+        (old.member_id.as_str(), 0, false)
+    );
+    assert_ne!(new.member_id, old.member_id);
+    let reply = story.sync(&new.member_id, 1, &[]);
+    let synced = story.synced.remove(&reply).expect("answered").expect("synced");
+    assert_eq!(synced.assignment, Bytes::from_static(b"mine"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Settings as the admin APIs show and name them.
 
+use std::collections::HashSet;
+
 use kafka_protocol::{ResponseError, protocol::StrBytes};
 use millrace_cluster::metadata::{ConfigResource, Image};
 
@@ -147,6 +149,22 @@ pub fn broker_entries(settings: &Settings, image: &Image, node_id: i32) -> Vec<E
         .collect()
 }
 
+/// Resources that a request names more than once; none of them is changed.
+#[must_use]
+pub fn named_twice<'a>(resources: impl Iterator<Item = (i8, &'a StrBytes)>) -> HashSet<(i8, StrBytes)> {
+    let mut seen = HashSet::new();
+    resources
+        .map(|(kind, name)| (kind, name.clone()))
+        .filter(|resource| !seen.insert(resource.clone()))
+        .collect()
+}
+
+/// Why a resource that is [`named_twice`] is not changed.
+#[must_use]
+pub fn refuse_twice() -> Failure {
+    Failure::new(ResponseError::InvalidRequest, "Each resource must appear at most once.")
+}
+
 /// The resource that a request names.
 ///
 /// # Errors
@@ -155,6 +173,7 @@ pub fn resource(kind: i8, name: &StrBytes, node: &Node, for_change: bool) -> Res
     let invalid = |reason: String| Failure::new(ResponseError::InvalidRequest, reason);
     let is_known = |id: i32| node.view().image.broker(id).is_some();
     match kind {
+        TOPIC if name.is_empty() => Err(invalid("Default topic resources are not allowed.".into())),
         TOPIC => {
             millrace_cluster::controller::topics::check_name(name)?;
             Ok(ConfigResource::Topic(name.to_string()))

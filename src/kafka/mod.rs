@@ -15,6 +15,7 @@ pub mod handlers;
 pub mod hangups;
 pub mod idle;
 pub mod local;
+pub mod operations;
 pub mod raft_voters;
 pub mod reads;
 pub mod room;

@@ -12,9 +12,6 @@ use crate::{
     node::{Node, View},
 };
 
-/// Bit set of operations a client may do, where authorization is off: "not asked for".
-pub const OPERATIONS_UNKNOWN: i32 = i32::MIN;
-
 /// The metadata that a request is answered by. What it does not know another node may have agreed on a moment ago and sent the
 /// client here for: then this one catches up first.
 pub async fn view_for<'a>(node: &Rc<Node>, mut topics: impl Iterator<Item = (&'a str, Uuid)>) -> Arc<View> {

@@ -1,5 +1,7 @@
 //! Configurations of topics and brokers.
 
+use std::{collections::HashSet, fmt};
+
 use super::{ControllerError, brokers, size};
 use crate::metadata::{ConfigResource, Image, MetadataRecord};
 
@@ -30,6 +32,17 @@ pub enum Operation {
     Append,
     /// Takes from a list.
     Subtract,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Set => "SET",
+            Self::Delete => "DELETE",
+            Self::Append => "APPEND",
+            Self::Subtract => "SUBTRACT",
+        })
+    }
 }
 
 fn check_resource(image: &Image, resource: &ConfigResource) -> Result<(), ControllerError> {
@@ -76,6 +89,26 @@ fn with_consequences(
     records
 }
 
+/// Refuses a request that names an entry twice, or gives none of the values it needs. Such a request was put together wrongly, whatever it
+/// is about.
+fn check_entries<'a>(
+    names: impl Iterator<Item = &'a str>,
+    without_value: impl Iterator<Item = &'a str>,
+) -> Result<(), ControllerError> {
+    let invalid = |reason: String| Err(ControllerError::InvalidRequest { reason });
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return invalid(format!("Error due to duplicate config keys: {name}"));
+        }
+    }
+    let without_value: Vec<&str> = without_value.collect();
+    if without_value.is_empty() {
+        return Ok(());
+    }
+    invalid(format!("Null value not supported for : {}", without_value.join(", ")))
+}
+
 /// Changes single entries.
 ///
 /// # Errors
@@ -86,31 +119,26 @@ pub fn alter_incrementally(
     resource: &ConfigResource,
     changes: &[(String, Operation, Option<String>)],
 ) -> Result<Vec<MetadataRecord>, ControllerError> {
+    let without_value = (changes.iter()).filter(|(_, op, value)| value.is_none() && *op != Operation::Delete);
+    check_entries(
+        changes.iter().map(|(name, ..)| name.as_str()),
+        without_value.map(|(name, ..)| name.as_str()),
+    )?;
     check_resource(image, resource)?;
     let mut records = Vec::new();
-    for (i, (name, operation, value)) in changes.iter().enumerate() {
-        if changes[..i].iter().any(|(other, _, _)| other == name) {
-            return Err(ControllerError::InvalidRequest {
-                reason: format!("Error due to duplicate config keys: {name}"),
-            });
-        }
-        let needed = || {
-            value.clone().ok_or_else(|| ControllerError::InvalidConfig {
-                reason: format!("Null value not supported for : {name}"),
-            })
-        };
+    for (name, operation, value) in changes {
+        let given = value.as_deref().unwrap_or_default();
         let value = match operation {
             Operation::Delete => None,
-            Operation::Set => Some(needed()?),
+            Operation::Set => Some(given.to_owned()),
             Operation::Append | Operation::Subtract => {
                 let list_default = registry
                     .topic_list_default(name)
                     .ok_or_else(|| ControllerError::InvalidConfig {
-                        reason: format!("Config value append is not allowed for config key: {name}"),
+                        reason: format!("Can't {operation} to key {name} because its type is not LIST."),
                     })?;
                 let current = image.config(resource, name).unwrap_or(&list_default);
                 let mut list: Vec<&str> = current.split(',').filter(|s| !s.is_empty()).collect();
-                let given = needed()?;
                 for item in given.split(',') {
                     match operation {
                         Operation::Append if !list.contains(&item) => list.push(item),
@@ -137,6 +165,11 @@ pub fn replace(
     resource: &ConfigResource,
     entries: &[(String, Option<String>)],
 ) -> Result<Vec<MetadataRecord>, ControllerError> {
+    let without_value = entries.iter().filter(|(_, value)| value.is_none());
+    check_entries(
+        entries.iter().map(|(name, _)| name.as_str()),
+        without_value.map(|(name, _)| name.as_str()),
+    )?;
     check_resource(image, resource)?;
     let mut records: Vec<_> = image
         .configs(resource)

@@ -121,6 +121,7 @@ impl World {
             protocol_type: "consumer".into(),
             protocols: vec![("range".into(), Bytes::new())],
             require_member_id: true,
+            knows_skip_assignment: true,
             new_member_id: format!("member-{id:06}"),
         };
         c.stage = Stage::Waits {

@@ -54,6 +54,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: CreateTopicsRequest)
             let mut topic = CreatableTopicResult::default().with_name(asked.name);
             match result {
                 Ok(id) => {
+                    topic.error_message = None;
                     if version >= 7 && !request.validate_only {
                         topic.topic_id = id;
                     }

@@ -8,7 +8,10 @@ use kafka_protocol::{
     protocol::StrBytes,
 };
 
-use crate::{kafka::topics::OPERATIONS_UNKNOWN, node::Node};
+use crate::{
+    kafka::operations::{self, OF_CLUSTERS},
+    node::Node,
+};
 
 /// Handles a request.
 #[must_use]
@@ -33,7 +36,10 @@ pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeClusterRequest) -
     let response = DescribeClusterResponse::default()
         .with_cluster_id(StrBytes::from_string(view.image.cluster_id.clone()))
         .with_controller_id(endpoints.coordinator().id.into())
-        .with_cluster_authorized_operations(OPERATIONS_UNKNOWN)
+        .with_cluster_authorized_operations(operations::told(
+            request.include_cluster_authorized_operations,
+            OF_CLUSTERS,
+        ))
         .with_brokers(brokers.collect());
     if version >= 1 {
         response.with_endpoint_type(1)

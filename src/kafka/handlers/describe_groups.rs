@@ -14,7 +14,10 @@ use kafka_protocol::{
 use millrace_cluster::group::classic::{Group, GroupState};
 
 use crate::{
-    kafka::{errors::Failure, topics::OPERATIONS_UNKNOWN},
+    kafka::{
+        errors::Failure,
+        operations::{self, OF_GROUPS},
+    },
     node::Node,
 };
 
@@ -42,7 +45,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: DescribeGroupsReques
         .map(|id| {
             let mut out = DescribedGroup::default().with_group_id(id.clone());
             if version >= 3 {
-                out.authorized_operations = OPERATIONS_UNKNOWN;
+                out.authorized_operations = operations::told(request.include_authorized_operations, OF_GROUPS);
             }
             let unavailable = || Err(Failure::coordinator_not_available());
             match found.next().unwrap_or_else(unavailable) {
@@ -75,7 +78,8 @@ fn describe(out: DescribedGroup, group: &Group, version: i16) -> DescribedGroup 
                 .with_client_id(text(&m.client_id))
                 .with_client_host(text(&m.client_host))
                 .with_member_metadata(if stable { m.metadata(&protocol) } else { Bytes::new() })
-                .with_member_assignment(if stable { m.assignment.clone() } else { Bytes::new() });
+                // While the group rebalances, that of the generation before.
+                .with_member_assignment(m.assignment.clone());
             if version >= 4 {
                 member.group_instance_id = m.instance_id.as_deref().map(text);
             }

@@ -14,7 +14,7 @@ use kafka_protocol::{
 };
 
 use crate::{
-    kafka::topics::OPERATIONS_UNKNOWN,
+    kafka::operations::OF_TOPICS,
     node::{Node, OFFSETS_TOPIC},
 };
 
@@ -46,7 +46,7 @@ pub fn handle(node: &Rc<Node>, request: &DescribeTopicPartitionsRequest) -> Desc
         let topic_name = TopicName(StrBytes::from_string(name.clone()));
         let mut topic = DescribeTopicPartitionsResponseTopic::default()
             .with_name(Some(topic_name.clone()))
-            .with_topic_authorized_operations(OPERATIONS_UNKNOWN);
+            .with_topic_authorized_operations(OF_TOPICS);
         let Some(image) = view.image.topic(&name) else {
             topic.error_code = ResponseError::UnknownTopicOrPartition.code();
             response.topics.push(topic);

@@ -16,9 +16,8 @@ use crate::{
     node::{Node, OFFSETS_TOPIC},
 };
 
-fn check(key_type: i8, key: &str) -> Result<(), Failure> {
+fn check(key_type: i8) -> Result<(), Failure> {
     match key_type {
-        0 if key.is_empty() => Err(ResponseError::InvalidGroupId.into()),
         0 => Ok(()),
         // The one code that every client takes as final: anything else is tried again for ever.
         1 => Err(Failure::new(
@@ -34,7 +33,7 @@ fn check(key_type: i8, key: &str) -> Result<(), Failure> {
 
 /// The broker that coordinates a group: the leader of its partition of the offsets topic, which is made if it is not there.
 async fn coordinator(node: &Rc<Node>, key_type: i8, group: &str) -> Result<Endpoint, Failure> {
-    check(key_type, group)?;
+    check(key_type)?;
     if node.view().image.topic(OFFSETS_TOPIC).is_none() {
         node.router
             .call(

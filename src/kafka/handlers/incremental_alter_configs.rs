@@ -14,17 +14,30 @@ use millrace_cluster::controller::configs::{self, Operation};
 use crate::{
     config::Known,
     coordinator::controller::propose,
-    kafka::{configs::resource, errors::Failure},
+    kafka::{
+        configs::{named_twice, refuse_twice, resource},
+        errors::Failure,
+    },
     node::Node,
 };
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: IncrementalAlterConfigsRequest) -> IncrementalAlterConfigsResponse {
     let mut responses = Vec::with_capacity(request.resources.len());
+    let twice = named_twice((request.resources.iter()).map(|r| (r.resource_type, &r.resource_name)));
     for asked in request.resources {
         let response = AlterConfigsResourceResponse::default()
             .with_resource_type(asked.resource_type)
             .with_resource_name(asked.resource_name.clone());
+        if twice.contains(&(asked.resource_type, asked.resource_name.clone())) {
+            let failure = refuse_twice();
+            responses.push(
+                response
+                    .with_error_code(failure.code())
+                    .with_error_message(failure.text()),
+            );
+            continue;
+        }
         let changed = propose(node, request.validate_only, move |n, image| {
             let resource = resource(asked.resource_type, &asked.resource_name, n, true)?;
             let mut changes = Vec::new();
@@ -47,7 +60,7 @@ pub async fn handle(node: &Rc<Node>, request: IncrementalAlterConfigsRequest) ->
         })
         .await;
         responses.push(match changed {
-            Ok(()) => response,
+            Ok(()) => response.with_error_message(None),
             Err(failure) => response
                 .with_error_code(failure.code())
                 .with_error_message(failure.text()),

@@ -47,6 +47,7 @@ pub async fn handle(
             .map(|p| (p.name.to_string(), p.metadata.clone()))
             .collect(),
         require_member_id: version >= 4,
+        knows_skip_assignment: version >= 9,
         new_member_id: format!("{prefix}-{}", Uuid::new_v4()),
     };
     let hangup = Arc::clone(&peer.hangup);

@@ -2,14 +2,21 @@
 
 use std::rc::Rc;
 
-use kafka_protocol::messages::{
-    LeaveGroupRequest, LeaveGroupResponse, leave_group_request::MemberIdentity, leave_group_response::MemberResponse,
+use kafka_protocol::{
+    ResponseError,
+    messages::{
+        LeaveGroupRequest, LeaveGroupResponse, leave_group_request::MemberIdentity,
+        leave_group_response::MemberResponse,
+    },
 };
 
 use crate::{kafka::errors::Failure, node::Node};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, request: LeaveGroupRequest) -> LeaveGroupResponse {
+    if request.group_id.is_empty() {
+        return LeaveGroupResponse::default().with_error_code(ResponseError::InvalidGroupId.code());
+    }
     let members = if version >= 3 {
         request.members
     } else {

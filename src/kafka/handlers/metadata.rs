@@ -39,7 +39,8 @@ use crate::{
         connection::Peer,
         create,
         errors::Failure,
-        topics::{OPERATIONS_UNKNOWN, catch_up, view_for},
+        operations::{self, OF_CLUSTERS, OF_TOPICS},
+        topics::{catch_up, view_for},
     },
     node::{Node, OFFSETS_TOPIC, View},
 };
@@ -87,7 +88,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
     }
     let endpoints = node.endpoints();
     let suspects = node.suspects.borrow().clone();
-    let topics = if all {
+    let (of_topics, of_cluster) = (
+        request.include_topic_authorized_operations,
+        request.include_cluster_authorized_operations,
+    );
+    let mut topics: Vec<MetadataResponseTopic> = if all {
         view.image
             .topics()
             .map(|t| describe(&view, &endpoints, &suspects, t, version))
@@ -98,6 +103,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
             .map(|topic| one(&view, &endpoints, &suspects, topic, version, may_create, &refused))
             .collect()
     };
+    for topic in topics.iter_mut().filter(|_| version >= 8) {
+        topic.topic_authorized_operations = operations::told(of_topics, OF_TOPICS);
+    }
     let departures = node.departures.borrow();
     let now = Instant::now();
     let told = endpoints.of_cluster(&view.image, |broker| departures.tell_of(broker, &suspects, now));
@@ -117,6 +125,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
         .with_topics(topics);
     if version >= 2 {
         response.cluster_id = Some(StrBytes::from_string(view.image.cluster_id.clone()));
+    }
+    if (8..=10).contains(&version) {
+        response.cluster_authorized_operations = operations::told(of_cluster, OF_CLUSTERS);
     }
     response
 }
@@ -231,9 +242,6 @@ fn describe(
         .with_name(Some(TopicName(StrBytes::from_string(image.name.clone()))))
         .with_is_internal(image.name == OFFSETS_TOPIC)
         .with_partitions(partitions);
-    if version >= 8 {
-        topic.topic_authorized_operations = OPERATIONS_UNKNOWN;
-    }
     if version >= 10 {
         topic.topic_id = image.id;
     }

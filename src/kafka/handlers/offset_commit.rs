@@ -24,7 +24,11 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: OffsetCommitRequest)
         .await;
     let codes = match result.map_err(Failure::from).and_then(|r| r) {
         Ok(codes) => codes,
-        Err(failure) => {
+        Err(mut failure) => {
+            // Older clients do not know that a group may not be there.
+            if failure.error == ResponseError::GroupIdNotFound && version < 9 {
+                failure = ResponseError::IllegalGeneration.into();
+            }
             let count = request.topics.iter().map(|t| t.partitions.len()).sum();
             vec![failure.code(); count]
         }

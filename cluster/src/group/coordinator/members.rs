@@ -165,12 +165,19 @@ impl Coordinator {
             group.instances.insert(instance.clone(), new_id.clone());
         }
         let was_leader = group.leader.as_deref() == Some(old_id);
+        let old_leader = group.leader.clone().unwrap_or_default();
         if was_leader {
             group.leader = Some(new_id.clone());
         }
         group.members.insert(new_id.clone(), member);
         if group.state == GroupState::Stable && !changed {
-            let answer = joined(group, &new_id, was_leader);
+            let mut answer = joined(group, &new_id, was_leader);
+            if !join.knows_skip_assignment {
+                // A leader would assign anew, which nobody would hear of: it is not told that it is one.
+                answer.leader = old_leader;
+                answer.members.clear();
+                answer.skip_assignment = false;
+            }
             let record = persist(group);
             self.outputs.push_back(record);
             self.outputs.push_back(Output::Joined(reply, Ok(answer)));

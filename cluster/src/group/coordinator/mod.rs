@@ -60,6 +60,8 @@ pub struct Join {
     pub protocols: Vec<(String, Bytes)>,
     /// The version of the request asks for KIP-394.
     pub require_member_id: bool,
+    /// The version of the request knows `skip_assignment` (KIP-814).
+    pub knows_skip_assignment: bool,
     /// A new member id, drawn by the caller.
     pub new_member_id: String,
 }

@@ -13,23 +13,22 @@ use super::{
 };
 
 impl Coordinator {
-    /// Whether a commit is allowed; [`committed`](Self::committed) is called when it is durable.
+    /// Whether a commit is allowed; [`committed`](Self::committed) is called when it is durable. Whoever states no generation belongs
+    /// to no member, whatever else he states, and may commit for a group that has none. The empty id is that of a group like any other,
+    /// for commits alone: clients without a `group.id` have it.
     ///
     /// # Errors
-    /// [`GroupError`].
+    /// [`GroupError`]; [`GroupError::GroupNotFound`] if a generation is stated of a group that is not there.
     pub fn check_commit(&mut self, id: &str, caller: Caller<'_>, now: i64) -> Result<(), GroupError> {
-        if id.is_empty() {
-            return Err(GroupError::InvalidGroupId);
-        }
         let Some(group) = self.groups.get_mut(id) else {
             return if caller.generation < 0 {
                 self.groups.insert(id.to_owned(), Group::new(id.to_owned(), now));
                 Ok(())
             } else {
-                Err(GroupError::IllegalGeneration)
+                Err(GroupError::GroupNotFound)
             };
         };
-        if caller.generation < 0 && caller.member_id.is_empty() && group.state == GroupState::Empty {
+        if caller.generation < 0 && group.state == GroupState::Empty {
             return Ok(());
         }
         self.check_member(id, caller)?;
@@ -68,9 +67,6 @@ impl Coordinator {
     /// # Errors
     /// [`GroupError::NonEmptyGroup`], [`GroupError::GroupNotFound`].
     pub fn delete(&mut self, id: &str) -> Result<(), GroupError> {
-        if id.is_empty() {
-            return Err(GroupError::InvalidGroupId);
-        }
         let group = self.groups.get(id).ok_or(GroupError::GroupNotFound)?;
         if group.state != GroupState::Empty {
             return Err(GroupError::NonEmptyGroup);
@@ -102,6 +98,9 @@ impl Coordinator {
         id: &str,
         partitions: &[(String, i32)],
     ) -> Result<Vec<Result<(), GroupError>>, GroupError> {
+        if id.is_empty() {
+            return Err(GroupError::InvalidGroupId);
+        }
         let group = self.groups.get_mut(id).ok_or(GroupError::GroupNotFound)?;
         let subscribed = group.subscribed_topics();
         if group.state != GroupState::Empty && subscribed.is_none() {
