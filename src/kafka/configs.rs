@@ -1,7 +1,5 @@
 //! Settings as the admin APIs show and name them.
 
-use std::collections::HashSet;
-
 use kafka_protocol::{ResponseError, protocol::StrBytes};
 use millrace_cluster::metadata::{ConfigResource, Image};
 
@@ -149,17 +147,7 @@ pub fn broker_entries(settings: &Settings, image: &Image, node_id: i32) -> Vec<E
         .collect()
 }
 
-/// Resources that a request names more than once; none of them is changed.
-#[must_use]
-pub fn named_twice<'a>(resources: impl Iterator<Item = (i8, &'a StrBytes)>) -> HashSet<(i8, StrBytes)> {
-    let mut seen = HashSet::new();
-    resources
-        .map(|(kind, name)| (kind, name.clone()))
-        .filter(|resource| !seen.insert(resource.clone()))
-        .collect()
-}
-
-/// Why a resource that is [`named_twice`] is not changed.
+/// Why a resource that a request names more than once is not changed.
 #[must_use]
 pub fn refuse_twice() -> Failure {
     Failure::new(ResponseError::InvalidRequest, "Each resource must appear at most once.")

@@ -60,7 +60,7 @@ async fn some(
             if times_named[topic.name.as_str()] > 1 {
                 results.push(Err(Failure::new(
                     ResponseError::InvalidRequest,
-                    "Duplicate topic in the request.",
+                    "Duplicate topic name.",
                 )));
                 continue;
             }

@@ -18,6 +18,7 @@ pub mod local;
 pub mod operations;
 pub mod raft_voters;
 pub mod reads;
+pub mod repeats;
 pub mod room;
 pub mod sessions;
 pub mod topics;

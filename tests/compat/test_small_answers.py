@@ -12,6 +12,7 @@ from test_bad_input import answer, connect, request, string
 
 INVALID_REQUEST, INVALID_CONFIG, ILLEGAL_GENERATION, INVALID_GROUP_ID, UNKNOWN_MEMBER_ID = 42, 40, 22, 24, 25
 LIST_OFFSETS, METADATA, OFFSET_COMMIT, OFFSET_FETCH, JOIN, SYNC, DESCRIBE, ALTER, ALTER_INCREMENTALLY = 2, 3, 8, 9, 11, 14, 15, 33, 44
+CREATE_TOPICS, DELETE_TOPICS, CREATE_PARTITIONS, DELETE_GROUPS = 19, 20, 37, 42
 NULL = struct.pack(">h", -1)
 
 
@@ -186,6 +187,33 @@ def test_a_partition_that_is_asked_for_twice_is_refused_once(broker, topic):
         told = r.list(lambda: (r.text(), r.list(part)))
         told = [p for name, partitions in told for p in partitions]
         assert told == [(0, INVALID_REQUEST, (-1, -1, -1)), (7, 3, (-1, -1, -1))]
+
+
+def test_topics_and_groups_that_are_named_twice_are_left_alone(broker, admin, topic):
+    client = Client(broker)
+    result = lambda r: (r.text(), r.number("h"))
+
+    def first_list(key, version, body, skip, element):
+        r = client.ask(key, version, body)
+        if skip:
+            r.number("i")
+        return r.list(lambda: element(r))
+
+    named = topic.encode()
+    grown = first_list(CREATE_PARTITIONS, 0, array([text(topic) + struct.pack(">ii", n, -1) for n in (3, 4)]) + struct.pack(">ib", 5000, 0),
+                       True, lambda r: (r.text(), r.number("h"), r.text()))
+    assert [g[:2] for g in grown] == [(named, INVALID_REQUEST)]
+    assert first_list(DELETE_TOPICS, 1, array([text(topic)] * 2) + struct.pack(">i", 5000), True, result) == [(named, INVALID_REQUEST)]
+    new = text("named-twice") + struct.pack(">ihii", 1, 1, 0, 0)
+    made = first_list(CREATE_TOPICS, 2, array([new, new]) + struct.pack(">ib", 5000, 0),
+                      True, lambda r: (r.text(), r.number("h"), r.text()))
+    assert [m[:2] for m in made] == [(b"named-twice", INVALID_REQUEST)]
+    topics = admin.list_topics(timeout=10).topics
+    assert "named-twice" not in topics and len(topics[topic].partitions) == 1
+    group = f"g-{uuid.uuid4()}"
+    offsets = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, 0, 1)])
+    list(admin.alter_consumer_group_offsets([offsets]).values())[0].result(10)
+    assert first_list(DELETE_GROUPS, 0, array([text(group)] * 2), True, result) == [(group.encode(), 0)]
 
 
 def test_changes_of_settings_without_a_value_or_named_twice_are_refused(broker, topic):

@@ -11,8 +11,9 @@ use crate::{
     config::Known,
     coordinator::controller::propose,
     kafka::{
-        configs::{named_twice, refuse_twice, resource},
+        configs::{refuse_twice, resource},
         errors::Failure,
+        repeats::{Named, Repeats},
     },
     node::Node,
 };
@@ -20,12 +21,13 @@ use crate::{
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: AlterConfigsRequest) -> AlterConfigsResponse {
     let mut responses = Vec::with_capacity(request.resources.len());
-    let twice = named_twice((request.resources.iter()).map(|r| (r.resource_type, &r.resource_name)));
+    let named = (request.resources.iter()).map(|r| (r.resource_type, r.resource_name.clone()));
+    let mut repeats = Repeats::among(named);
     for asked in request.resources {
         let response = AlterConfigsResourceResponse::default()
             .with_resource_type(asked.resource_type)
             .with_resource_name(asked.resource_name.clone());
-        if twice.contains(&(asked.resource_type, asked.resource_name.clone())) {
+        if repeats.next(&(asked.resource_type, asked.resource_name.clone())) != Named::Once {
             let failure = refuse_twice();
             responses.push(
                 response

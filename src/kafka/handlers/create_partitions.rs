@@ -2,15 +2,21 @@
 
 use std::rc::Rc;
 
-use kafka_protocol::messages::{
-    CreatePartitionsRequest, CreatePartitionsResponse, create_partitions_response::CreatePartitionsTopicResult,
+use kafka_protocol::{
+    ResponseError,
+    messages::{
+        CreatePartitionsRequest, CreatePartitionsResponse, create_partitions_response::CreatePartitionsTopicResult,
+    },
 };
 use millrace_cluster::controller::topics;
 
 use crate::{
     coordinator::controller::{defaults, propose},
     endpoints::nodes_of,
-    kafka::errors::Failure,
+    kafka::{
+        errors::Failure,
+        repeats::{Named, Repeats},
+    },
     node::Node,
 };
 
@@ -18,8 +24,22 @@ use crate::{
 pub async fn handle(node: &Rc<Node>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
     let known = node.view();
     let mut results = Vec::with_capacity(request.topics.len());
+    let mut repeats = Repeats::among(request.topics.iter().map(|t| t.name.clone()));
     for topic in request.topics {
         let result = CreatePartitionsTopicResult::default().with_name(topic.name.clone());
+        match repeats.next(&topic.name) {
+            Named::Again => continue,
+            Named::First => {
+                let failure = Failure::new(ResponseError::InvalidRequest, "Duplicate topic name.");
+                results.push(
+                    result
+                        .with_error_code(failure.code())
+                        .with_error_message(failure.text()),
+                );
+                continue;
+            }
+            Named::Once => {}
+        }
         let assignments: Option<Vec<Vec<i32>>> = topic
             .assignments
             .as_ref()

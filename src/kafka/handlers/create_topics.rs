@@ -14,7 +14,11 @@ use millrace_cluster::{controller::topics::NewTopic, metadata::ConfigResource};
 
 use crate::{
     endpoints::nodes_of,
-    kafka::{configs, create, errors::Failure},
+    kafka::{
+        configs, create,
+        errors::Failure,
+        repeats::{Named, Repeats},
+    },
     node::Node,
 };
 
@@ -46,10 +50,12 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: CreateTopicsRequest)
         Err(failure) => new.iter().map(|_| Err(failure.clone())).collect(),
     };
     let view = node.view();
+    let mut repeats = Repeats::among(new.iter().map(|t| &t.name));
     let topics = request
         .topics
         .into_iter()
         .zip(new.iter().zip(results))
+        .filter(|(_, (new, _))| repeats.next(&&new.name) != Named::Again)
         .map(|(asked, (new, result))| {
             let mut topic = CreatableTopicResult::default().with_name(asked.name);
             match result {

@@ -6,12 +6,22 @@ use kafka_protocol::messages::{
     DeleteGroupsRequest, DeleteGroupsResponse, delete_groups_response::DeletableGroupResult,
 };
 
-use crate::{kafka::errors::Failure, node::Node};
+use crate::{
+    kafka::{
+        errors::Failure,
+        repeats::{Named, Repeats},
+    },
+    node::Node,
+};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, request: DeleteGroupsRequest) -> DeleteGroupsResponse {
     let mut results = Vec::with_capacity(request.groups_names.len());
+    let mut repeats = Repeats::among(request.groups_names.iter().cloned());
     for id in request.groups_names {
+        if repeats.next(&id) == Named::Again {
+            continue;
+        }
         let group = id.to_string();
         let deleted = node
             .router

@@ -10,7 +10,13 @@ use kafka_protocol::{
 use millrace_cluster::controller::topics;
 use uuid::Uuid;
 
-use crate::{kafka::errors::Failure, node::Node};
+use crate::{
+    kafka::{
+        errors::Failure,
+        repeats::{Named, Repeats},
+    },
+    node::Node,
+};
 
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, request: DeleteTopicsRequest) -> DeleteTopicsResponse {
@@ -28,14 +34,22 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: DeleteTopicsRequest)
             .collect()
     };
     let mut responses = Vec::with_capacity(wanted.len());
+    let mut repeats = Repeats::among(wanted.iter().cloned());
     for (name, id) in wanted {
         let given = name.clone();
-        let deleted = node
-            .router
-            .call(node, 0, move |n| async move { delete(&n, name, id).await })
-            .await
-            .map_err(Failure::from)
-            .and_then(|r| r);
+        let deleted = match repeats.next(&(name.clone(), id)) {
+            Named::Again => continue,
+            Named::First => Err(Failure::new(
+                ResponseError::InvalidRequest,
+                "Duplicate topic name or id.",
+            )),
+            Named::Once => node
+                .router
+                .call(node, 0, move |n| async move { delete(&n, name, id).await })
+                .await
+                .map_err(Failure::from)
+                .and_then(|r| r),
+        };
         let mut response = DeletableTopicResult::default();
         match deleted {
             Ok((name, id)) => {

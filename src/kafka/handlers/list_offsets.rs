@@ -1,12 +1,12 @@
 //! ListOffsets, versions 1 to 11: earliest (-2), latest (-1), by time, largest timestamp (-3, KIP-734), earliest local
 //! (-4), latest tiered (-5) and earliest not yet tiered (-6) of KIPs 405 and 1023, where nothing is tiered.
 
-use std::{collections::HashSet, rc::Rc};
+use std::rc::Rc;
 
 use kafka_protocol::{
     ResponseError,
     messages::{
-        ListOffsetsRequest, ListOffsetsResponse, TopicName,
+        ListOffsetsRequest, ListOffsetsResponse,
         list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse},
     },
 };
@@ -16,6 +16,7 @@ use crate::{
     kafka::{
         errors::Failure,
         local::{self, Lookup},
+        repeats::{Named, Repeats},
         topics::{check_epoch, find, view_for},
     },
     node::Node,
@@ -28,12 +29,8 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) 
     let view = view_for(node, named).await;
     let mut work = Vec::new();
     let mut places = Vec::new();
-    let mut seen = HashSet::new();
-    let twice: HashSet<(TopicName, i32)> = (request.topics.iter())
-        .flat_map(|t| t.partitions.iter().map(|p| (t.name.clone(), p.partition_index)))
-        .filter(|partition| !seen.insert(partition.clone()))
-        .collect();
-    let mut refused = HashSet::new();
+    let asked = (request.topics.iter()).flat_map(|t| t.partitions.iter().map(|p| (t.name.clone(), p.partition_index)));
+    let mut repeats = Repeats::among(asked);
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
         let image = find(&view, &topic.name, Uuid::nil(), false);
@@ -62,22 +59,17 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListOffsetsRequest) 
                 };
                 Ok(Some((resolved.shard, (resolved.key, resolved.leader_epoch, lookup))))
             };
-            let place = (topic.name.clone(), asked.partition_index);
-            if twice.contains(&place) {
-                // Answered once, whatever was asked: nobody could tell the answers apart.
-                if !refused.insert(place) {
-                    continue;
-                }
-                answer.error_code = ResponseError::InvalidRequest.code();
-            } else {
-                match resolve() {
+            match repeats.next(&(topic.name.clone(), asked.partition_index)) {
+                Named::Again => continue,
+                Named::First => answer.error_code = ResponseError::InvalidRequest.code(),
+                Named::Once => match resolve() {
                     Ok(Some(item)) => {
                         places.push((topics.len(), partitions.len()));
                         work.push(item);
                     }
                     Ok(None) => {}
                     Err(failure) => answer.error_code = failure.code(),
-                }
+                },
             }
             partitions.push(answer);
         }
