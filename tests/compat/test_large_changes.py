@@ -89,21 +89,25 @@ def test_long_configuration_values_are_refused(broker):
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     admin.create_topics([NewTopic("t", 1, 1)])["t"].result(10)
 
-    def retention():
-        resource = ConfigResource(ResourceType.TOPIC, "t")
-        return admin.describe_configs([resource])[resource].result(10)["retention.ms"].value
+    # A list, which is kept as it comes; of numbers only what they say is kept.
+    setting = "leader.replication.throttled.replicas"
 
-    longest = "1".rjust(CONFIG_VALUE_MAX, "0")
-    assert alter(broker, "retention.ms", SET, longest)[0] == 0
-    assert retention() == longest
+    def kept():
+        resource = ConfigResource(ResourceType.TOPIC, "t")
+        return admin.describe_configs([resource])[resource].result(10)[setting].value
+
+    longest = "0:1," * (CONFIG_VALUE_MAX // 4) + "0:1"
+    assert len(longest) == CONFIG_VALUE_MAX
+    assert alter(broker, setting, SET, longest)[0] == 0
+    assert kept() == longest
     for value in ["0" + longest, "0" * 5_000_000 + "1"]:
-        code, message = alter(broker, "retention.ms", SET, value)
+        code, message = alter(broker, setting, SET, value)
         assert code == INVALID_CONFIG and str(CONFIG_VALUE_MAX) in message and len(message) < 1_000
-    assert retention() == longest
+    assert kept() == longest
     # A name that nothing is set of leaves nothing behind.
     assert alter(broker, "x" * 20_000, DELETE, None)[0] == 0
-    assert alter(broker, "retention.ms", DELETE, None)[0] == 0
-    assert retention() != longest
+    assert alter(broker, setting, DELETE, None)[0] == 0
+    assert kept() != longest
 
 
 def test_many_partitions_at_once_stop_nobody(make_cluster):
