@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     rc::Rc,
     sync::{
         Arc,
@@ -31,7 +31,7 @@ use crate::{
         check::KnownRules, errors::Failure, handlers::init_producer_id::ProducerIds, hangups::Hangups,
         idle::Connections, sessions::Sessions,
     },
-    peers::Members,
+    peers::{Members, contacts::Contacts},
     replication::{self, Replication},
     router::Router,
     seldom::Seldom,
@@ -130,8 +130,8 @@ pub struct Node {
     pub replication: Replication,
     /// This shard's port for other nodes, in a cluster.
     pub peer_endpoint: RefCell<Option<Rc<Endpoint>>>,
-    /// Where other nodes were said to be, for as long as the metadata does not say.
-    pub contacts: RefCell<BTreeMap<i32, String>>,
+    /// Where other nodes may be reached beside what the metadata says.
+    pub contacts: RefCell<Contacts>,
     /// This folder belongs to no cluster yet, and looks for one.
     pub arriving: Cell<bool>,
     /// Brokers whose process seems to have died: clients are not sent to them while others take over what they led.
@@ -195,7 +195,7 @@ impl Node {
     ) -> Rc<Self> {
         let slots = shared.settings.number("max.incremental.fetch.session.cache.slots") as usize;
         let started_ms = host.now_ms();
-        let contacts = shared.members.addresses.clone();
+        let contacts = Contacts::new(shared.members.addresses.clone());
         let sessions = Sessions::new(slots.div_ceil(router.shards()));
         Rc::new(Self {
             shard,

@@ -192,7 +192,7 @@ async fn become_member(
         }) => {
             tracing::info!(cluster_id, "this node joins a cluster");
             identity.join(&cluster_id, generation)?;
-            node.contacts.borrow_mut().extend(members);
+            node.contacts.borrow_mut().tell(members);
             Ok(Some(Vec::new()))
         }
         Some(Arrival::Found(founders)) => {
@@ -236,7 +236,7 @@ fn link_members(node: &Rc<Node>) {
     // Before this member knows the others, whoever it was told of may lead them.
     let members: Vec<i32> = match quorum.with(|q| q.knows_members()) {
         true => quorum.with(|q| q.image().members().map(|m| m.node).collect()),
-        false => node.contacts.borrow().keys().copied().collect(),
+        false => node.contacts.borrow().nodes().collect(),
     };
     for peer in members.iter().copied().filter(|n| *n != me) {
         let link = Rc::new(QuorumLink::default());

@@ -1,6 +1,7 @@
 //! Opening a stream to a shard of another node.
 
 use std::{
+    cell::Cell,
     net::{SocketAddr, ToSocketAddrs},
     rc::Rc,
     time::Duration,
@@ -36,22 +37,37 @@ pub struct Stream {
 /// # Errors
 /// [`LinkError`]: no way there, or refused, with the peer's reason.
 pub async fn open(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Result<Stream, LinkError> {
-    let opening = open_now(node, to, shard, kind);
+    let dialed = address(node, to, shard)?;
+    let reached = Cell::new(false);
+    let opening = open_now(node, (to, shard), kind, &dialed, &reached);
     let patience = async {
         node.host.sleep(PATIENCE).await;
-        Err(LinkError::Lost(format!("node {to} does not answer")))
+        Err(LinkError::Lost(format!("node {to} does not answer at {dialed}")))
     };
-    futures_lite::future::or(opening, patience).await
+    let opened = futures_lite::future::or(opening, patience).await;
+    // One that refuses is there.
+    if !reached.get() && shard == 0 {
+        let registered = registered(node, to);
+        node.contacts.borrow_mut().failed(to, &dialed, registered.as_deref());
+    }
+    opened
 }
 
-async fn open_now(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Result<Stream, LinkError> {
-    let address = address(node, to, shard).await?;
+async fn open_now(
+    node: &Rc<Node>,
+    (to, shard): (i32, u32),
+    kind: StreamKind,
+    dialed: &str,
+    reached: &Cell<bool>,
+) -> Result<Stream, LinkError> {
+    let address = resolve(dialed).await?;
     let endpoint = node
         .peer_endpoint
         .borrow()
         .clone()
         .ok_or_else(|| LinkError::Lost("this node has no endpoint".into()))?;
     let connection = endpoint.connect(address, to).await?;
+    reached.set(true);
     let (mut tx, mut rx) = connection.open(FRAME_MAX).await?;
     let hello = Hello {
         versions: VERSIONS,
@@ -81,26 +97,33 @@ async fn open_now(node: &Rc<Node>, to: i32, shard: u32, kind: StreamKind) -> Res
     }
 }
 
-/// Where a shard of a node listens: as the cluster knows, or for its first shard as configured.
-pub(super) async fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<SocketAddr, LinkError> {
-    let image = node.known_image();
-    let member = image.member(to).map(|m| m.address.clone());
-    let told = || node.contacts.borrow().get(&to).cloned();
-    let registered = || {
-        let address = image.broker(to)?.registration.peers.get(shard as usize)?;
-        Some(address::join(&address.host, address.port))
+/// Where the metadata says that a node's first shard listens.
+fn registered(node: &Rc<Node>, to: i32) -> Option<String> {
+    node.known_image().member(to).map(|m| m.address.clone())
+}
+
+/// Where a shard of a node may be reached: its first shard in several places by turns, the others where it has registered them.
+fn address(node: &Rc<Node>, to: i32, shard: u32) -> Result<String, LinkError> {
+    let found = match shard {
+        0 => node.contacts.borrow().address(to, registered(node, to).as_deref()),
+        _ => (node.known_image().broker(to))
+            .and_then(|b| b.registration.peers.get(shard as usize))
+            .map(|a| address::join(&a.host, a.port)),
     };
-    let text = match shard {
-        0 => member.filter(|a| !a.is_empty()).or_else(told),
-        _ => registered(),
-    };
-    let text =
-        text.ok_or_else(|| LinkError::Lost(format!("node {to} has not said yet where its shard {shard} listens")))?;
+    found.ok_or_else(|| LinkError::Lost(format!("node {to} has not said yet where its shard {shard} listens")))
+}
+
+/// Where a node's first shard is tried next.
+pub(super) async fn first_shard(node: &Rc<Node>, to: i32) -> Result<SocketAddr, LinkError> {
+    resolve(&address(node, to, 0)?).await
+}
+
+async fn resolve(text: &str) -> Result<SocketAddr, LinkError> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
     // Names can take seconds to find: a thread of its own, as the executor's helper threads have the disk to serve.
-    let (name, (tx, found)) = (text.clone(), flume::bounded(1));
+    let (name, (tx, found)) = (text.to_owned(), flume::bounded(1));
     std::thread::Builder::new()
         .name("resolver".into())
         .spawn(move || tx.send(name.to_socket_addrs().map(|mut all| all.next())))

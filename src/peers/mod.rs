@@ -1,8 +1,9 @@
 //! Connections to other nodes: [`ports`] are bound, [`dial`] opens streams, [`serve`] takes them, [`credentials`] says who is who,
-//! [`introduce`] is how new folders come into a cluster, [`quorum_link`] carries the metadata quorum's messages, [`pulse`] notices deaths. What the streams of replication carry is in
+//! [`contacts`] where they are, [`introduce`] is how new folders come into a cluster, [`quorum_link`] carries the metadata quorum's messages, [`pulse`] notices deaths. What the streams of replication carry is in
 //! [`replication`](crate::replication).
 
 pub mod ca;
+pub mod contacts;
 pub mod credentials;
 pub mod dial;
 pub mod introduce;

@@ -56,7 +56,7 @@ pub fn hold(socket: TcpListener) -> std::io::Result<()> {
 /// Watches one other member.
 pub async fn watch(node: Rc<Node>, peer: i32) {
     while !node.is_stopping() && is_member(&node, peer) {
-        if let Ok(address) = dial::address(&node, peer, 0).await
+        if let Ok(address) = dial::first_shard(&node, peer).await
             && let Ok(mut stream) = TcpStream::connect(address).await
         {
             mark(&node, peer, false).await;

@@ -12,7 +12,7 @@ use millrace_cluster::{
 use millrace_net::quic::{Connection, Endpoint, FrameReceiver, FrameSender, LinkError};
 
 use super::{FRAME_MAX, introduce};
-use crate::{node::Node, replication::following};
+use crate::{address, node::Node, replication::following};
 
 /// Bytes of a stream's first frame at most, before it is known who sends it.
 const FIRST_FRAME_MAX: usize = 64 << 10;
@@ -80,6 +80,9 @@ async fn stream(
             return Ok(());
         }
     };
+    if hello.kind != StreamKind::Introduce && address::split_told(&hello.address).is_ok() {
+        node.contacts.borrow_mut().hear(hello.node, &hello.address);
+    }
     let welcome = HelloAnswer::Welcome { version };
     tx.send([vec![record::encode(&welcome).into()]]).await?;
     rx.set_frame_max(FRAME_MAX);
