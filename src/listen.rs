@@ -49,7 +49,8 @@ pub fn resolve(settings: &Settings) -> Result<SocketAddr, ListenError> {
     if advertise.is_empty() && listen.ip().is_unspecified() {
         return Err(ListenError::new(
             configured,
-            "clients cannot connect to an unspecified address: say with --advertise HOST:PORT which one to tell them",
+            "clients cannot connect to an unspecified address: say with --advertise HOST:PORT, or advertised.listeners, which one \
+             to tell them",
         ));
     }
     if !advertise.is_empty() && address::split_told(advertise).is_err() {

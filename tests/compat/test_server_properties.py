@@ -113,6 +113,7 @@ def test_a_file_of_kafka_starts_a_broker(tmp_path, text):
 
 
 @pytest.mark.parametrize("line, why", [
+    ("listeners=PLAINTEXT://:9092", "advertised.listeners"),
     ("listeners=SSL://127.0.0.1:9093", "TLS and SASL for clients are not there yet"),
     ("listeners=PLAINTEXT://:9092,SASL_SSL://:9093", "one is supported"),
     ("security.inter.broker.protocol=SASL_SSL", "cluster.tls.ca"),
