@@ -114,6 +114,13 @@ enum Cluster {
         #[command(flatten)]
         at: At,
     },
+    /// Says that a node will not run again with the data folder that it had: another machine with an empty one may take its place.
+    ReplaceNode {
+        /// The node's number.
+        node: i32,
+        #[command(flatten)]
+        at: At,
+    },
     /// Takes a node that is drained and stopped out of the cluster for good.
     RemoveNode {
         /// The node's number.
@@ -149,6 +156,7 @@ impl Cluster {
             Self::Drain { node, undo: true, at } => nodes::undrain(&at.bootstrap, node)?,
             Self::Drain { node, undo: false, at } => nodes::drain(&at.bootstrap, node)?,
             Self::RemoveNode { node, at } => nodes::remove(&at.bootstrap, node)?,
+            Self::ReplaceNode { node, at } => nodes::replace(&at.bootstrap, node)?,
             Self::InitCa { dir } => {
                 Ca::new()?.store(&dir)?;
                 format!(

@@ -138,6 +138,7 @@ impl Cluster {
             node,
             directory,
             address: String::new(),
+            old_is_gone: false,
         };
         let records = members::join(image, &joining).expect("no broker has registered");
         let base = image.version;

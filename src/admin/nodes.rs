@@ -19,7 +19,10 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use millrace_cluster::controller::placement::{self, Place};
+use millrace_cluster::controller::{
+    members::REPLACEABLE,
+    placement::{self, Place},
+};
 
 use super::client::{AdminError, Client};
 use crate::{coordinator::controller::DRAINING, endpoints::node_of, kafka::configs::BROKER};
@@ -216,6 +219,29 @@ pub fn remove(bootstrap: &str, node: i32) -> Result<String, AdminError> {
     ))
 }
 
+/// Lets another data folder take the place of a node that is down for good.
+///
+/// # Errors
+/// [`AdminError`].
+pub fn replace(bootstrap: &str, node: i32) -> Result<String, AdminError> {
+    let mut client = Client::connect(bootstrap)?;
+    let seen = Seen::look(&mut client)?;
+    if !seen.quorum.has(node) {
+        return Err(AdminError::Refused(format!(
+            "node {node} is not in this cluster: a new one just joins"
+        )));
+    }
+    if seen.is_up(node) {
+        return Err(AdminError::Refused(format!(
+            "node {node} is up: stop it for good first"
+        )));
+    }
+    set(&mut client, node, REPLACEABLE, true)?;
+    Ok(format!(
+        "node {node} may come with an empty data folder from another machine, once; with the folder that it had it is refused from then on\n"
+    ))
+}
+
 /// Lets new replicas be put on a node again.
 ///
 /// # Errors
@@ -333,9 +359,14 @@ fn move_all(client: &mut Client, node: i32) -> Result<usize, AdminError> {
 }
 
 fn set_draining(client: &mut Client, node: i32, draining: bool) -> Result<(), AdminError> {
+    set(client, node, DRAINING, draining)
+}
+
+/// Sets a dynamic setting of a broker.
+fn set(client: &mut Client, node: i32, name: &'static str, value: bool) -> Result<(), AdminError> {
     let config = AlterableConfig::default()
-        .with_name(StrBytes::from_static_str(DRAINING))
-        .with_value(Some(StrBytes::from_static_str(if draining { "true" } else { "false" })));
+        .with_name(StrBytes::from_static_str(name))
+        .with_value(Some(StrBytes::from_static_str(if value { "true" } else { "false" })));
     let resource = AlterConfigsResource::default()
         .with_resource_type(BROKER)
         .with_resource_name(StrBytes::from_string(node.to_string()))

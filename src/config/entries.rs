@@ -591,6 +591,12 @@ pub const ENTRIES: &[Entry] = &[
         "New replicas are put on other brokers; `millrace cluster drain` sets it.",
     ),
     dynamic(
+        "broker.replaceable",
+        Kind::Bool,
+        "false",
+        "Another data folder may take this broker's place, once; `millrace cluster replace-node` sets it.",
+    ),
+    dynamic(
         "leader.replication.throttled.rate",
         Kind::Long(1, MAX),
         "9223372036854775807",

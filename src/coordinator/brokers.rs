@@ -43,6 +43,7 @@ pub async fn register(node: &Rc<Node>, registration: &Registration) -> Result<()
         node: shared.node_id,
         directory: registration.directory,
         address: shared.members.own_address(shared.node_id),
+        old_is_gone: false,
     };
     let mut told = false;
     // A member that has just joined first has to be sent what the others know.

@@ -118,7 +118,7 @@ pub(super) async fn first_shard(node: &Rc<Node>, to: i32) -> Result<SocketAddr, 
     resolve(&address(node, to, 0)?).await
 }
 
-async fn resolve(text: &str) -> Result<SocketAddr, LinkError> {
+pub(super) async fn resolve(text: &str) -> Result<SocketAddr, LinkError> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }

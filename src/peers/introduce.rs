@@ -1,7 +1,9 @@
 //! How a node with a new folder comes into a cluster: it asks the nodes it was told of until one is in a cluster already, and
 //! takes it in, or until all are there to begin one. The decision is [`arrive`]'s.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, io::ErrorKind, rc::Rc, time::Duration};
+
+use glommio::net::TcpStream;
 
 use millrace_cluster::{
     controller::members::{self, Joining},
@@ -18,6 +20,8 @@ use crate::node::Node;
 const AGAIN: Duration = Duration::from_millis(50);
 /// How long an answer may take: the cluster may have to elect a leader first.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a process that may still run has to take a connection.
+const PROBE: Duration = Duration::from_secs(1);
 /// How often the log says what is waited for.
 const TELL: Duration = Duration::from_secs(10);
 /// How long nothing is said of it at first.
@@ -103,6 +107,22 @@ async fn ask(node: &Rc<Node>, peer: i32) -> Result<Introduction, LinkError> {
     futures_lite::future::or(asked, patience).await
 }
 
+/// Whether the machine at an address says that no process listens there ([`pulse`](super::pulse)). A process that is stopped still
+/// takes connections, and one that is cut off says nothing.
+async fn is_refused(node: &Rc<Node>, address: &str) -> bool {
+    let connecting = async {
+        let address = dial::resolve(address).await.ok()?;
+        Some(
+            matches!(TcpStream::connect(address).await, Err(glommio::GlommioError::IoError(e)) if e.kind() == ErrorKind::ConnectionRefused),
+        )
+    };
+    let patience = async {
+        node.host_sleep(PROBE).await;
+        None
+    };
+    futures_lite::future::or(connecting, patience).await.unwrap_or(false)
+}
+
 /// What this node says to one whose folder is new.
 pub async fn answer(node: &Rc<Node>, hello: &Hello) -> Introduction {
     let not_now = |reason: String| Introduction::NotNow { reason };
@@ -122,11 +142,16 @@ pub async fn answer(node: &Rc<Node>, hello: &Hello) -> Introduction {
     if !quorum.with(|q| q.knows_members()) {
         return not_now("it is joining a cluster itself".into());
     }
-    let joining = Joining {
+    let mut joining = Joining {
         node: hello.node,
         directory: hello.directory,
         address: hello.address.clone(),
+        old_is_gone: false,
     };
+    let image = quorum.image();
+    if let Some(address) = members::may_live(&image, &joining) {
+        joining.old_is_gone = is_refused(node, address).await;
+    }
     let joined = quorum.change(&node.host, |image| match members::join(image, &joining) {
         Ok(records) => (records, Ok(())),
         Err(error) => (Vec::new(), Err(error)),

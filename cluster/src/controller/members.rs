@@ -3,7 +3,10 @@
 use uuid::Uuid;
 
 use super::{ControllerError, brokers};
-use crate::metadata::{Image, Member, MetadataRecord};
+use crate::metadata::{ConfigResource, Image, Member, MetadataRecord};
+
+/// Setting of a broker whose place another data folder may take, once: the operator's word that the one it had is out of use.
+pub const REPLACEABLE: &str = "broker.replaceable";
 
 /// A node that wants to take part.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,13 +17,25 @@ pub struct Joining {
     pub directory: [u8; 16],
     /// Where the others reach it.
     pub address: String,
+    /// Whether no process runs any more where the node was with the folder that it had before.
+    pub old_is_gone: bool,
+}
+
+/// Where the node's process with another folder may still run, if nobody has said that it does not: whoever asks to join has to
+/// find out. A process that is only stopped or cut off would come back to find its place taken.
+#[must_use]
+pub fn may_live<'a>(image: &'a Image, joining: &Joining) -> Option<&'a str> {
+    let known = (image.member(joining.node)).filter(|m| m.directory != joining.directory)?;
+    let word = image.config(&ConfigResource::Broker(Some(joining.node)), REPLACEABLE) == Some("true");
+    // At its own address nobody else can run.
+    (!word && known.address != joining.address && !joining.old_is_gone).then_some(&known.address)
 }
 
 /// A node joins, or says that it is somewhere else now. A new one listens until it is made a voter. One that comes back with an
 /// emptied folder is a new member: it is in no ISR any more, and votes again once it has caught up, if it voted before.
 ///
 /// # Errors
-/// [`ControllerError::DuplicateBroker`] while the node takes part with another folder.
+/// [`ControllerError::DuplicateBroker`] while the node takes part with another folder, or may do so.
 pub fn join(image: &Image, joining: &Joining) -> Result<Vec<MetadataRecord>, ControllerError> {
     let known = image.member(joining.node);
     let mut member = Member {
@@ -42,8 +57,24 @@ pub fn join(image: &Image, joining: &Joining) -> Result<Vec<MetadataRecord>, Con
                     joining.node
                 ),
             });
+        } else if let Some(address) = may_live(image, joining) {
+            return Err(ControllerError::DuplicateBroker {
+                reason: format!(
+                    "node {0} is in this cluster with another data folder, and may still run at {address}: give this one an id of its own, or, if \
+                     the other will not run again, say so with `millrace cluster replace-node {0}`",
+                    joining.node
+                ),
+            });
         } else {
             records.extend(brokers::emptied(image, joining.node));
+            let resource = ConfigResource::Broker(Some(joining.node));
+            if image.config(&resource, REPLACEABLE).is_some() {
+                records.push(MetadataRecord::Config {
+                    resource,
+                    name: REPLACEABLE.into(),
+                    value: None,
+                });
+            }
         }
         if *known == member {
             return Ok(Vec::new());
@@ -127,6 +158,7 @@ mod tests {
             node,
             directory: [directory; 16],
             address: "h:1".into(),
+            old_is_gone: false,
         }
     }
 
@@ -177,6 +209,40 @@ mod tests {
             "the old folder"
         );
         assert!(brokers::register(&image, &registration(1, 77)).is_ok());
+    }
+
+    #[test]
+    fn another_machine_takes_the_place_of_one_that_is_gone_or_by_the_operators_word() {
+        let image = cluster(&[1, 2]);
+        let image = apply(&image, join(&image, &joining(1, 1)));
+        let image = image.apply(&brokers::fence(&image, 1));
+        let elsewhere = Joining {
+            address: "h:2".into(),
+            ..joining(1, 77)
+        };
+        let refused = join(&image, &elsewhere).expect_err("it may be stopped only");
+        assert!(refused.to_string().contains("replace-node 1"), "{refused}");
+        assert_eq!(may_live(&image, &elsewhere), Some("h:1"));
+        assert_eq!(may_live(&image, &joining(1, 77)), None, "its own address");
+        let gone = Joining {
+            old_is_gone: true,
+            ..elsewhere.clone()
+        };
+        assert!(join(&image, &gone).is_ok());
+        let resource = ConfigResource::Broker(Some(1));
+        let said = image.apply(&[MetadataRecord::Config {
+            resource: resource.clone(),
+            name: REPLACEABLE.into(),
+            value: Some("true".into()),
+        }]);
+        let image = apply(&said, join(&said, &elsewhere));
+        assert_eq!(image.member(1).expect("joined").directory, [77; 16]);
+        assert_eq!(image.config(&resource, REPLACEABLE), None, "once");
+        let third = Joining {
+            address: "h:3".into(),
+            ..joining(1, 78)
+        };
+        assert!(join(&image, &third).is_err());
     }
 
     #[test]
