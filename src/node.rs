@@ -29,7 +29,7 @@ use crate::{
     endpoints::{Departures, Endpoints},
     kafka::{
         check::KnownRules, errors::Failure, handlers::init_producer_id::ProducerIds, hangups::Hangups,
-        idle::Connections, sessions::Sessions,
+        idle::Connections, intake::Intake, sessions::Sessions,
     },
     peers::{Members, contacts::Contacts},
     replication::{self, Replication},
@@ -115,7 +115,7 @@ pub struct Node {
     /// Fetch sessions of this shard's connections.
     pub sessions: RefCell<Sessions>,
     /// Bytes of requests being read or worked on.
-    pub requests: Rc<Budget>,
+    pub requests: Intake,
     /// Bytes of answers on their way to consumers.
     pub answers: Rc<Budget>,
     /// Connections of clients.
@@ -206,7 +206,7 @@ impl Node {
             host,
             view: RefCell::default(),
             sessions: RefCell::new(sessions),
-            requests: Budget::new(buffers.requests),
+            requests: Intake::new(buffers.requests),
             answers: Budget::new(buffers.answers),
             connections: Connections::default(),
             refusals: Seldom::default(),

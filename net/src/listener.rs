@@ -98,8 +98,10 @@ const READ_BYTES_MAX: usize = 64 << 10;
 const SMALL_READS: u32 = 64;
 /// Frames longer than this get memory of their own.
 const LARGE_FRAME: usize = 8 << 10;
-/// Memory paid for a stated length before any of its bytes have come.
-const TRUSTED: usize = 1 << 20;
+/// Memory for a frame of which less has come; from there on it doubles.
+const TRUSTED: usize = 64 << 10;
+/// The same where there is plenty: most large frames are read into memory that need not grow.
+const FORESEEN: usize = 1 << 20;
 
 impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
     /// What comes and goes over its connection.
@@ -142,15 +144,20 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// Reads the frame whose length [`next_length`](Self::next_length) gave.
+    /// Reads the frame whose length [`next_length`](Self::next_length) gave. `room` is waited for before the frame takes memory of its own:
+    /// asked for so many bytes in all, not many times what has come of it, and how many would be of use, it says how many there are.
     ///
     /// # Errors
     /// The connection's errors.
-    pub async fn frame(&mut self, length: usize) -> io::Result<Bytes> {
+    pub async fn frame(
+        &mut self,
+        length: usize,
+        mut room: impl AsyncFnMut(usize, usize) -> usize,
+    ) -> io::Result<Bytes> {
         self.filled.start += 4;
         self.traffic.set_receives(true);
         if length > LARGE_FRAME && self.filled.len() < length {
-            return self.large_frame(length).await;
+            return self.large_frame(length, room).await;
         }
         while self.filled.len() < length {
             if self.fill().await? == 0 {
@@ -158,19 +165,24 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
             }
         }
         self.traffic.set_receives(false);
+        room(length, length).await;
         let begin = self.filled.start;
         self.filled.start += length;
         Ok(Bytes::copy_from_slice(&self.buffer[begin..begin + length]))
     }
 
-    async fn large_frame(&mut self, length: usize) -> io::Result<Bytes> {
-        let mut frame = BytesMut::zeroed(length.min(TRUSTED));
+    async fn large_frame(
+        &mut self,
+        length: usize,
+        mut room: impl AsyncFnMut(usize, usize) -> usize,
+    ) -> io::Result<Bytes> {
         let mut have = self.filled.len();
+        let mut frame = BytesMut::zeroed(self.wait_for_room(&mut room, have, length).await);
         frame[..have].copy_from_slice(&self.buffer[self.filled.clone()]);
         self.filled = 0..0;
         while have < length {
             if have == frame.len() {
-                frame.resize(length.min(have * 2), 0);
+                frame.resize(self.wait_for_room(&mut room, have, length).await, 0);
             }
             match self.stream.read(&mut frame[have..]).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -182,6 +194,21 @@ impl<R: futures_lite::AsyncRead + Unpin> FrameReader<R> {
         }
         self.traffic.set_receives(false);
         Ok(frame.freeze())
+    }
+
+    /// Waits for memory for a frame of which `have` bytes have come; the peer is not waited for meanwhile.
+    async fn wait_for_room(
+        &self,
+        room: &mut impl AsyncFnMut(usize, usize) -> usize,
+        have: usize,
+        length: usize,
+    ) -> usize {
+        let needed = length.min(TRUSTED.max(have * 2));
+        let useful = length.min(FORESEEN.max(needed));
+        self.traffic.set_receives(false);
+        let given = room(needed, useful).await;
+        self.traffic.set_receives(true);
+        given.clamp(needed, useful)
     }
 
     async fn fill(&mut self) -> io::Result<usize> {
@@ -359,6 +386,7 @@ mod tests {
             ),
             lengths in prop::collection::vec(prop_oneof![1_usize..9, 1_usize..5_000, Just(1 << 20)], 1..8),
             cut in 1_usize..20,
+            plenty in any::<bool>(),
         ) {
             // Byte by byte is for small frames.
             let cap = if lengths.iter().all(|l| *l < 9) { 20_000 } else { 3_000_000 };
@@ -371,7 +399,14 @@ mod tests {
                 let mut reader = FrameReader::new(pieces(&frames, lengths.clone()), 4_000_000);
                 for frame in &frames {
                     let length = reader.next_length().await.expect("a good length").expect("a frame");
-                    prop_assert_eq!(&reader.frame(length).await.expect("a frame")[..], &frame[..]);
+                    let mut paid = 0;
+                    let room = async |needed: usize, useful: usize| {
+                        assert!(needed >= paid && needed <= (2 * paid).max(2 * READ_BYTES_MAX) && useful <= length);
+                        paid = if plenty { useful } else { needed };
+                        paid
+                    };
+                    prop_assert_eq!(&reader.frame(length, room).await.expect("a frame")[..], &frame[..]);
+                    prop_assert_eq!(paid, length);
                 }
                 prop_assert_eq!(reader.next_length().await.expect("the end"), None);
                 // A stream that ends inside a frame is an error, not an end.
@@ -382,7 +417,7 @@ mod tests {
                 let mut last = Ok(0);
                 loop {
                     match reader.next_length().await {
-                        Ok(Some(length)) => match reader.frame(length).await {
+                        Ok(Some(length)) => match reader.frame(length, async |needed, _| needed).await {
                             Ok(frame) => last = Ok(frame.len()),
                             Err(e) => last = Err(e.kind()),
                         },

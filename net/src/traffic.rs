@@ -45,10 +45,16 @@ impl Traffic {
         self.bytes.get()
     }
 
-    /// Whether it waits for the peer: for the rest of a frame, or for the peer to take what is sent.
+    /// Whether it waits for the peer to send the rest of a frame.
     #[must_use]
-    pub fn waits_for_peer(&self) -> bool {
-        self.receives.get() || self.sends.get()
+    pub fn receives(&self) -> bool {
+        self.receives.get()
+    }
+
+    /// Whether it waits for the peer to take what is sent.
+    #[must_use]
+    pub fn sends(&self) -> bool {
+        self.sends.get()
     }
 
     /// The socket, for what glommio cannot do with a stream whose halves are borrowed: to send several slices, to shut it down.

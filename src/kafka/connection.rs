@@ -225,9 +225,10 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
         let Some(length) = reader.next_length().await? else {
             return Ok(());
         };
-        // Large requests wait for room before they are read; small ones would gain nothing from waiting.
-        let permit = node.requests.acquire(length as u64).await;
-        let frame = reader.frame(length).await?;
+        let mut held = node.requests.begin(length);
+        let frame = reader
+            .frame(length, async |needed, useful| held.grow(needed, useful).await)
+            .await?;
         let request = match codec::decode(frame) {
             Ok(request) => request,
             Err(DecodeError::UnsupportedVersion {
@@ -264,7 +265,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
                 let (node, answers) = (Rc::clone(node), Rc::clone(answers));
                 glommio::spawn_local(async move {
                     let reply = dispatch::produce(&node, version, id, prepared).await;
-                    drop(permit);
+                    drop(held);
                     answers.in_flight.set(answers.in_flight.get() - 1);
                     node.in_flight.set(node.in_flight.get() - 1);
                     answers.fill(&place, reply);
@@ -273,8 +274,7 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
             }
             other => {
                 peer.has_only_come = introduced.is_none_or(|first| first.elapsed() < GREETING);
-                let reply = dispatch::handle(node, other, peer).await;
-                drop(permit);
+                let reply = dispatch::handle(node, other, held, peer).await;
                 answers.fill(&place, reply);
             }
         }

@@ -10,6 +10,7 @@ use millrace_net::kafka::codec::{self, EncodeError, Request};
 use super::{
     connection::Peer,
     handlers::{self as h, produce::Prepared},
+    intake::Held,
 };
 use crate::node::Node;
 
@@ -64,26 +65,27 @@ pub async fn produce(node: &Rc<Node>, version: i16, id: i32, prepared: Prepared)
     }
 }
 
-/// Handles one request of any other API.
-pub async fn handle(node: &Rc<Node>, request: Request, peer: &Peer) -> Reply {
+/// Handles one request of any other API. It and what is `held` for it are gone before it waits for its client's sake.
+pub async fn handle(node: &Rc<Node>, request: Request, held: Held, peer: &Peer) -> Reply {
     let (api, version, id) = (request.api, request.version, request.correlation_id);
     macro_rules! answer {
         ($response:expr) => {
             Reply::of(codec::encode(api, &$response, version, id).map(Reply::Bytes))
         };
     }
-    let client_id = request.client_id.as_ref().map_or("", |c| c.as_str());
+    // It is a part of the request's memory.
+    let client_id = request.client_id.filter(|_| api == ApiKey::JoinGroup);
     match request.body {
-        RequestKind::Fetch(r) => h::fetch::handle(node, version, id, peer, r).await,
+        RequestKind::Fetch(r) => h::fetch::handle(node, version, id, peer, held, r).await,
         RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
         RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, peer, r).await),
         RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, version, r).await),
         RequestKind::OffsetFetch(r) => answer!(h::offset_fetch::handle(node, version, r).await),
         RequestKind::FindCoordinator(r) => answer!(h::find_coordinator::handle(node, version, r).await),
-        RequestKind::JoinGroup(r) => answer!(h::join_group::handle(node, version, client_id, peer, r).await),
+        RequestKind::JoinGroup(r) => answer!(h::join_group::handle(node, version, client_id, peer, held, r).await),
         RequestKind::Heartbeat(r) => answer!(h::heartbeat::handle(node, r).await),
         RequestKind::LeaveGroup(r) => answer!(h::leave_group::handle(node, version, r).await),
-        RequestKind::SyncGroup(r) => answer!(h::sync_group::handle(node, peer, r).await),
+        RequestKind::SyncGroup(r) => answer!(h::sync_group::handle(node, peer, held, r).await),
         RequestKind::DescribeGroups(r) => answer!(h::describe_groups::handle(node, version, r).await),
         RequestKind::ListGroups(r) => answer!(h::list_groups::handle(node, version, r).await),
         RequestKind::ApiVersions(r) => answer!(h::api_versions::handle(node, version, &r)),

@@ -14,14 +14,47 @@ use crate::node::Node;
 
 /// How long a peer may leave half a request unsent, or an answer unread, with nothing moving.
 const STUCK: Duration = Duration::from_secs(30);
-/// So often are all connections looked at in that time. Where others wait for memory, the time between two looks is all that a peer gets.
-const LOOKS: u32 = 6;
+/// So often are all connections looked at in that time.
+const LOOKS: u32 = 30;
+/// Where others wait for memory of requests, a peer gets one part in so many of that time for the rest of its own.
+const HURRY_TO_SEND: u32 = 15;
+/// The same where others wait for memory of answers, and a peer has its own unread.
+const HURRY_TO_READ: u32 = 6;
+/// What must move over such a connection, bytes in a second; less is nothing.
+const RATE_MIN: u64 = 8 << 10;
+
+/// What is asked of a peer that is waited for.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// How long nothing may move.
+    still_max: Duration,
+    /// Bytes between two looks that are more than nothing.
+    least: u64,
+}
+
+impl Patience {
+    fn new(stuck_max: Duration, is_wanted: bool, hurry: u32) -> Self {
+        let pause = stuck_max / LOOKS;
+        match is_wanted {
+            true => Self {
+                still_max: stuck_max / hurry,
+                least: (RATE_MIN as f64 * pause.as_secs_f64()) as u64,
+            },
+            false => Self {
+                still_max: stuck_max,
+                least: 1,
+            },
+        }
+    }
+}
 
 /// A connection as it was when it last moved.
 struct Watched {
     peer: SocketAddr,
     traffic: Weak<Traffic>,
     bytes: u64,
+    /// It waited for its peer.
+    waits: bool,
     since: Instant,
 }
 
@@ -36,24 +69,32 @@ impl Connections {
             peer,
             traffic: Rc::downgrade(traffic),
             bytes: traffic.bytes(),
+            waits: false,
             since: Instant::now(),
         });
     }
 
-    fn look(&self, now: Instant, stuck_max: Duration, idle_max: Option<Duration>) {
+    /// Closes connections that wait for their peers for too long, to receive or to send, and those over which nothing has moved for
+    /// `idle_max`.
+    fn look(&self, now: Instant, to_receive: Patience, to_send: Patience, idle_max: Option<Duration>) {
         self.0.borrow_mut().retain_mut(|watched| {
             let Some(traffic) = watched.traffic.upgrade() else {
                 return false;
             };
-            if traffic.bytes() != watched.bytes {
-                watched.bytes = traffic.bytes();
+            let (receives, sends) = (traffic.receives(), traffic.sends());
+            let waits = receives || sends;
+            let patience = if receives && !sends { to_receive } else { to_send };
+            let moved = traffic.bytes().wrapping_sub(watched.bytes);
+            let begins = waits && !watched.waits;
+            (watched.bytes, watched.waits) = (traffic.bytes(), waits);
+            if begins || moved >= if waits { patience.least } else { 1 } {
                 watched.since = now;
                 return true;
             }
             let still = now.duration_since(watched.since);
-            if traffic.waits_for_peer() && still >= stuck_max {
+            if waits && still >= patience.still_max {
                 tracing::warn!(peer = %watched.peer, still_s = still.as_secs(),
-                    "a connection was closed: its peer neither sent the rest of a request nor read its answer");
+                    "a connection was closed: its peer sent the rest of a request, or read its answer, too slowly or not at all");
             } else if idle_max.is_some_and(|max| still >= max) {
                 tracing::debug!(peer = %watched.peer, "a connection was closed: connections.max.idle.ms is reached");
             } else {
@@ -83,8 +124,8 @@ pub async fn watch(node: &Node) {
     let stuck_max = idle_max.map_or(STUCK, |max| max.min(STUCK));
     while !node.is_stopping() {
         node.host_sleep(stuck_max / LOOKS).await;
-        let wanted = node.requests.is_waited_for() || node.answers.is_waited_for();
-        let stuck_max = if wanted { stuck_max / LOOKS } else { stuck_max };
-        node.connections.look(Instant::now(), stuck_max, idle_max);
+        let to_receive = Patience::new(stuck_max, node.requests.is_waited_for(), HURRY_TO_SEND);
+        let to_send = Patience::new(stuck_max, node.answers.is_waited_for(), HURRY_TO_READ);
+        node.connections.look(Instant::now(), to_receive, to_send, idle_max);
     }
 }

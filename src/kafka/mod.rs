@@ -1,6 +1,7 @@
 //! Serving the Kafka protocol: [`connection`] reads frames and keeps the order of answers, [`dispatch`] finds the
 //! handler, [`handlers`] has one file per API, [`reads`] the passes of a fetch over shards, [`local`] what runs on the shard that owns a
-//! partition, [`check`] what a batch must be, [`errors`] the one mapping to Kafka's codes. [`room`] bounds what answers take, [`idle`] ends connections that nothing moves over, [`hangups`] the waits of those
+//! partition, [`check`] what a batch must be, [`errors`] the one mapping to Kafka's codes. [`intake`] bounds what requests take, [`room`]
+//! what answers do, [`idle`] ends connections that nothing moves over, [`hangups`] the waits of those
 //! whose peer has hung up.
 
 pub mod check;
@@ -14,6 +15,7 @@ pub mod features;
 pub mod handlers;
 pub mod hangups;
 pub mod idle;
+pub mod intake;
 pub mod local;
 pub mod operations;
 pub mod raft_voters;

@@ -29,6 +29,7 @@ use crate::{
         connection::Peer,
         dispatch::Reply,
         idle,
+        intake::Held,
         reads::{Asked, Outcomes, Reads},
         sessions::{Partitions, SessionError, SessionPartition, Told, Wanted},
         topics::view_for,
@@ -37,7 +38,14 @@ use crate::{
 };
 
 /// Handles a request; returns the encoded response. Records that are many are not copied into it.
-pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, peer: &Peer, request: FetchRequest) -> Reply {
+pub async fn handle(
+    node: &Rc<Node>,
+    version: i16,
+    correlation_id: i32,
+    peer: &Peer,
+    held: Held,
+    request: FetchRequest,
+) -> Reply {
     let encode = |response: &FetchResponse, permit: Permit| {
         let records = response.responses.iter().flat_map(|t| &t.partitions);
         let large: Vec<Bytes> = records
@@ -114,6 +122,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, correlation_id: i32, peer: &P
         (id, partitions)
     };
 
+    drop((request, held));
     let mut reads = Reads::new(node, Rc::clone(&partitions), asked);
     let (mut outcomes, mut permit) = reads.read_within(max_bytes).await;
     let answer_now = permit.bytes() >= min_bytes

@@ -2,6 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
+use bytes::Bytes;
 use kafka_protocol::{
     messages::{JoinGroupRequest, JoinGroupResponse, join_group_response::JoinGroupResponseMember},
     protocol::StrBytes,
@@ -10,7 +11,7 @@ use millrace_cluster::group::coordinator::{Join, Joined};
 use uuid::Uuid;
 
 use crate::{
-    kafka::{connection::Peer, errors::Failure},
+    kafka::{connection::Peer, errors::Failure, intake::Held},
     node::Node,
 };
 
@@ -21,17 +22,23 @@ const PREFIX_MAX: usize = 1_000;
 pub async fn handle(
     node: &Rc<Node>,
     version: i16,
-    client_id: &str,
+    client_id: Option<StrBytes>,
     peer: &Peer,
+    held: Held,
     request: JoinGroupRequest,
 ) -> JoinGroupResponse {
-    let prefix = request.group_instance_id.as_ref().map_or(client_id, |i| i.as_str());
+    let member_id = request.member_id.to_string();
+    let client_id = client_id.map_or_else(String::new, |c| c.to_string());
+    let prefix = request
+        .group_instance_id
+        .as_ref()
+        .map_or(client_id.as_str(), |i| i.as_str());
     let prefix = &prefix[..prefix.floor_char_boundary(PREFIX_MAX)];
     let join = Join {
         group: request.group_id.to_string(),
-        member_id: request.member_id.to_string(),
+        member_id: member_id.clone(),
         instance_id: request.group_instance_id.as_ref().map(|i| i.to_string()),
-        client_id: client_id.to_owned(),
+        client_id: client_id.clone(),
         client_host: format!("/{}", peer.address.ip()),
         session_timeout_ms: request.session_timeout_ms,
         // Version 0 has no rebalance timeout of its own.
@@ -44,12 +51,14 @@ pub async fn handle(
         protocols: request
             .protocols
             .iter()
-            .map(|p| (p.name.to_string(), p.metadata.clone()))
+            // What is kept of it keeps no more than that.
+            .map(|p| (p.name.to_string(), Bytes::copy_from_slice(&p.metadata)))
             .collect(),
         require_member_id: version >= 4,
         knows_skip_assignment: version >= 9,
         new_member_id: format!("{prefix}-{}", Uuid::new_v4()),
     };
+    drop((request, held));
     let hangup = Arc::clone(&peer.hangup);
     let joined = node
         .router
@@ -60,11 +69,7 @@ pub async fn handle(
     match joined {
         Ok(Ok(joined)) => answer(version, joined),
         Ok(Err((error, member_id))) => refuse(version, Failure::from(error).code(), member_id),
-        Err(_) => refuse(
-            version,
-            Failure::coordinator_not_available().code(),
-            request.member_id.to_string(),
-        ),
+        Err(_) => refuse(version, Failure::coordinator_not_available().code(), member_id),
     }
 }
 

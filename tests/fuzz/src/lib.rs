@@ -143,7 +143,7 @@ fn frames(data: &[u8]) {
     futures_lite::future::block_on(async {
         let mut reader = FrameReader::new(futures_lite::io::Cursor::new(data), 1 << 20);
         while let Ok(Some(length)) = reader.next_length().await {
-            match reader.frame(length).await {
+            match reader.frame(length, async |needed, _| needed).await {
                 Ok(frame) => assert_eq!(frame.len(), length),
                 Err(_) => return,
             }
