@@ -9,33 +9,66 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Tasks that wait for a condition someone else will make true.
+/// Tasks that wait for a condition someone else will make true. To register and to leave costs the same however many wait.
 #[derive(Default)]
 pub struct WaitList {
-    waiting: RefCell<Vec<(u64, Waker)>>,
-    next_id: Cell<u64>,
+    waiting: RefCell<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    wakers: Vec<Option<Waker>>,
+    /// Indexes that were left.
+    free: Vec<usize>,
+    /// How often all were woken: an index from before means nothing.
+    round: u64,
 }
 
 /// A place in a [`WaitList`], given up on drop, so that waits that time out leave nothing behind.
 pub struct Place<'a> {
     list: &'a WaitList,
-    id: u64,
+    /// Round and index, once registered.
+    at: Cell<Option<(u64, usize)>>,
 }
 
 impl Place<'_> {
     /// Asks to be woken at the next [`WaitList::wake_all`].
     pub fn register(&self, cx: &Context<'_>) {
         let mut waiting = self.list.waiting.borrow_mut();
-        match waiting.iter_mut().find(|(id, _)| *id == self.id) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => waiting.push((self.id, cx.waker().clone())),
+        let waiting = &mut *waiting;
+        if let Some((round, index)) = self.at.get()
+            && round == waiting.round
+        {
+            match &mut waiting.wakers[index] {
+                Some(waker) => waker.clone_from(cx.waker()),
+                left => *left = Some(cx.waker().clone()),
+            }
+            return;
         }
+        let waker = Some(cx.waker().clone());
+        let index = match waiting.free.pop() {
+            Some(index) => {
+                waiting.wakers[index] = waker;
+                index
+            }
+            None => {
+                waiting.wakers.push(waker);
+                waiting.wakers.len() - 1
+            }
+        };
+        self.at.set(Some((waiting.round, index)));
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.list.waiting.borrow_mut().retain(|(id, _)| *id != self.id);
+        let mut waiting = self.list.waiting.borrow_mut();
+        if let Some((round, index)) = self.at.get()
+            && round == waiting.round
+        {
+            waiting.wakers[index] = None;
+            waiting.free.push(index);
+        }
     }
 }
 
@@ -43,18 +76,29 @@ impl WaitList {
     /// Wakes everyone; each looks at its own condition again.
     pub fn wake_all(&self) {
         // Taken first: a waker may run code that waits again.
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for (_, waker) in waiting {
-            waker.wake();
+        let mut woken = {
+            let mut waiting = self.waiting.borrow_mut();
+            if waiting.wakers.is_empty() {
+                return;
+            }
+            waiting.round += 1;
+            waiting.free.clear();
+            std::mem::take(&mut waiting.wakers)
+        };
+        woken.drain(..).flatten().for_each(Waker::wake);
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.wakers.is_empty() {
+            waiting.wakers = woken;
         }
     }
 
     /// A place to wait at, for futures that wait on several lists at once.
     #[must_use]
     pub fn place(&self) -> Place<'_> {
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
-        Place { list: self, id }
+        Place {
+            list: self,
+            at: Cell::new(None),
+        }
     }
 
     /// Waits until `ready` returns something. It is asked at once and after every [`wake_all`](Self::wake_all).
@@ -242,4 +286,51 @@ pub async fn concurrently<T, F: Future<Output = T>>(limit: usize, futures: impl 
     })
     .await;
     done.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::Wake,
+    };
+
+    use super::*;
+
+    struct Counter(AtomicUsize);
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn those_that_wait_are_woken_once_and_places_that_are_left_are_used_again() {
+        let list = WaitList::default();
+        let counters: Vec<Arc<Counter>> = (0..4).map(|_| Arc::new(Counter(AtomicUsize::new(0)))).collect();
+        let wakers: Vec<Waker> = counters.iter().map(|c| Waker::from(Arc::clone(c))).collect();
+        let woken = || counters.iter().map(|c| c.0.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let register = |place: &Place<'_>, n: usize| place.register(&Context::from_waker(&wakers[n]));
+        let (first, second, third) = (list.place(), list.place(), list.place());
+        register(&first, 0);
+        register(&second, 1);
+        drop(second);
+        register(&third, 2);
+        // Again, with another waker: the first one's place is still its own.
+        register(&first, 3);
+        assert_eq!(list.waiting.borrow().wakers.len(), 2);
+        list.wake_all();
+        assert_eq!(woken(), [0, 0, 1, 1]);
+        list.wake_all();
+        assert_eq!(woken(), [0, 0, 1, 1], "nobody waits");
+        // A place from before the last round takes nothing from those that came after.
+        let fourth = list.place();
+        register(&fourth, 1);
+        drop((first, third));
+        list.wake_all();
+        assert_eq!(woken(), [0, 1, 1, 1]);
+    }
 }

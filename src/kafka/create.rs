@@ -70,7 +70,7 @@ async fn some(
                     if !room.take(&made) {
                         break;
                     }
-                    image = image.apply(&made);
+                    image.extend(&made);
                     records.extend(made);
                     results.push(Ok(id));
                 }

@@ -102,8 +102,7 @@ fn check_factor(factor: usize, defaults: &Defaults) -> Result<(), ControllerErro
 }
 
 fn check_room(image: &Image, more: usize) -> Result<(), ControllerError> {
-    let have: usize = image.topics().map(|t| t.partitions.len()).sum();
-    if have + more > PARTITIONS_MAX {
+    if image.partition_count() + more > PARTITIONS_MAX {
         return Err(ControllerError::PolicyViolation {
             reason: format!("{more} more partitions would exceed this cluster's limit of {PARTITIONS_MAX}"),
         });
@@ -172,8 +171,7 @@ pub fn create(
         });
     }
     // Metric names put '.' and '_' into one; Kafka refuses topics that would collide there.
-    let folded = topic.name.replace('.', "_");
-    if let Some(other) = image.topics().find(|t| t.name.replace('.', "_") == folded) {
+    if let Some(other) = image.topic_folded(&topic.name) {
         return Err(ControllerError::InvalidTopic {
             name: format!("{}' collides with '{}", topic.name, other.name),
             reason: "'.' and '_' are the same in metric names",

@@ -29,6 +29,12 @@ pub struct Broker {
     pub fenced: bool,
 }
 
+/// A topic's name as metric names show it: two topics that are the same there collide.
+#[must_use]
+pub fn folded(name: &str) -> String {
+    name.replace('.', "_")
+}
+
 /// The cluster as of some entry of the quorum's log. Clones are cheap enough to make one per change: topics are shared.
 #[derive(Clone, Default, Debug)]
 pub struct Image {
@@ -41,6 +47,10 @@ pub struct Image {
     members: Arc<BTreeMap<i32, Member>>,
     brokers: BTreeMap<i32, Arc<Broker>>,
     names: Arc<BTreeMap<String, Uuid>>,
+    /// Topic by its name with '.' and '_' folded into one ([`folded`]).
+    folded: Arc<HashMap<String, Uuid>>,
+    /// Of all topics.
+    partition_count: usize,
     by_id: HashMap<Uuid, Arc<TopicImage>>,
     configs: BTreeMap<ConfigResource, Arc<BTreeMap<String, String>>>,
     /// First producer id not handed out.
@@ -103,6 +113,18 @@ impl Image {
         self.names.range(name.to_owned()..).map(|(_, id)| &self.by_id[id])
     }
 
+    /// The topic whose name is the same as this one in metric names, if there is one.
+    #[must_use]
+    pub fn topic_folded(&self, name: &str) -> Option<&Arc<TopicImage>> {
+        self.by_id.get(self.folded.get(&folded(name))?)
+    }
+
+    /// Number of partitions of all topics.
+    #[must_use]
+    pub fn partition_count(&self) -> usize {
+        self.partition_count
+    }
+
     /// Number of topics.
     #[must_use]
     pub fn topic_count(&self) -> usize {
@@ -133,10 +155,15 @@ impl Image {
     #[must_use]
     pub fn apply(&self, records: &[MetadataRecord]) -> Self {
         let mut next = self.clone();
-        for record in records {
-            next.apply_one(record);
-        }
+        next.extend(records);
         next
+    }
+
+    /// Applies more records to an image of one's own: for many changes one after the other, as a clone costs by the number of topics.
+    pub fn extend(&mut self, records: &[MetadataRecord]) {
+        for record in records {
+            self.apply_one(record);
+        }
     }
 
     fn apply_one(&mut self, record: &MetadataRecord) {
@@ -144,6 +171,7 @@ impl Image {
             MetadataRecord::Topic { id, name } => {
                 let id = Uuid::from_bytes(*id);
                 Arc::make_mut(&mut self.names).insert(name.clone(), id);
+                Arc::make_mut(&mut self.folded).insert(folded(name), id);
                 let topic = TopicImage {
                     id,
                     name: name.clone(),
@@ -165,12 +193,15 @@ impl Image {
                     topic.partitions[index] = state.clone();
                 } else if index == topic.partitions.len() {
                     topic.partitions.push(state.clone());
+                    self.partition_count += 1;
                 }
                 // One that leaves a gap changes nothing, on any member: to end them here would end them again at every replay.
             }
             MetadataRecord::RemoveTopic { id } => {
                 if let Some(topic) = self.by_id.remove(&Uuid::from_bytes(*id)) {
                     Arc::make_mut(&mut self.names).remove(&topic.name);
+                    Arc::make_mut(&mut self.folded).remove(&folded(&topic.name));
+                    self.partition_count -= topic.partitions.len();
                     self.configs.remove(&ConfigResource::Topic(topic.name.clone()));
                 }
             }

@@ -77,7 +77,7 @@ pub async fn handle(
                 let mut results = Vec::with_capacity(asked.len());
                 for one in &asked {
                     results.push(decide(&image, one, may_change_factor).map(|record| {
-                        image = image.apply(record.as_slice());
+                        image.extend(record.as_slice());
                         records.extend(record);
                     }));
                 }

@@ -1,7 +1,10 @@
 //! DescribeLogDirs, versions 1 to 5: each core's partitions as a folder of its own ([`core_dir`]), sizes of segments, room on the
 //! disk (KIP-827), which all cores share. Partitions that are to go to another core are future replicas there (KIP-113).
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    rc::Rc,
+};
 
 use kafka_protocol::{
     messages::{
@@ -28,11 +31,13 @@ pub async fn handle(
     request: DescribeLogDirsRequest,
 ) -> DescribeLogDirsResponse {
     let view = node.view();
-    let wanted = |topic: &str, partition: i32| match &request.topics {
-        None => true,
-        Some(topics) => topics
-            .iter()
-            .any(|t| t.topic.as_str() == topic && (t.partitions.is_empty() || t.partitions.contains(&partition))),
+    // Topic → partitions, none of which means all.
+    let mut asked: HashMap<&str, HashSet<i32>> = HashMap::new();
+    for topic in request.topics.iter().flatten() {
+        asked.entry(&topic.topic).or_default().extend(&topic.partitions);
+    }
+    let wanted = |topic: &str, partition: i32| {
+        request.topics.is_none() || (asked.get(topic)).is_some_and(|some| some.is_empty() || some.contains(&partition))
     };
     let cores = node.router.shards();
     let shown = |core: usize| !peer.to_core || core == node.shard;

@@ -1,7 +1,10 @@
 //! ElectLeaders, versions 0 to 2: preferred leaders (KIP-183), and for partitions without a leader any replica (KIP-460), which
 //! may lack what was acknowledged.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    rc::Rc,
+};
 
 use kafka_protocol::{
     ResponseError,
@@ -12,6 +15,7 @@ use kafka_protocol::{
     protocol::StrBytes,
 };
 use millrace_cluster::{controller::brokers, metadata::Image};
+use uuid::Uuid;
 
 use crate::{kafka::errors::Failure, node::Node};
 
@@ -75,11 +79,9 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ElectLeadersRequest)
                     .change_for_client(&n, |image| {
                         let results: Vec<Result<(), Failure>> =
                             wanted.iter().map(|(t, p)| check(image, t, *p, unclean)).collect();
-                        let asked_for = |topic, partition| {
-                            wanted.iter().any(|(t, p)| {
-                                *p == partition as i32 && image.topic(t).is_some_and(|found| found.id == topic)
-                            })
-                        };
+                        let known = wanted.iter().filter_map(|(t, p)| Some((image.topic(t)?.id, *p as u32)));
+                        let known: HashSet<(Uuid, u32)> = known.collect();
+                        let asked_for = |topic, partition| known.contains(&(topic, partition));
                         let records = match unclean {
                             true => brokers::elect_unclean(image, asked_for),
                             false => brokers::elect_preferred(image, asked_for),

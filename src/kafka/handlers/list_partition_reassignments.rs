@@ -1,6 +1,6 @@
 //! ListPartitionReassignments, version 0 (KIP-455): partitions whose replicas are being exchanged.
 
-use std::rc::Rc;
+use std::{collections::HashSet, rc::Rc};
 
 use kafka_protocol::{
     messages::{
@@ -16,12 +16,10 @@ use crate::node::Node;
 #[must_use]
 pub fn handle(node: &Rc<Node>, request: &ListPartitionReassignmentsRequest) -> ListPartitionReassignmentsResponse {
     let view = node.view();
-    let asked = |topic: &str, partition: usize| match &request.topics {
-        None => true,
-        Some(topics) => {
-            (topics.iter()).any(|t| t.name.as_str() == topic && t.partition_indexes.contains(&(partition as i32)))
-        }
-    };
+    let named: HashSet<(&str, i32)> = (request.topics.iter().flatten())
+        .flat_map(|t| t.partition_indexes.iter().map(|p| (t.name.as_str(), *p)))
+        .collect();
+    let asked = |topic: &str, partition: usize| request.topics.is_none() || named.contains(&(topic, partition as i32));
     let ids = |nodes: &[i32]| nodes.iter().map(|n| BrokerId(*n)).collect();
     let topics = view.image.topics().filter_map(|topic| {
         let running = (topic.partitions.iter().enumerate())

@@ -11,7 +11,7 @@
 //! A broker that seems to have died is not told of, but again for a moment once others lead what it led (`Departures`).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -72,16 +72,16 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
         true => node.view(),
         false => view_for(node, named).await,
     };
-    let mut refused = Vec::new();
+    let mut refused = HashMap::new();
     if may_create && !all {
         let missing: Vec<String> = wanted
             .iter()
             .filter(|t| t.topic_id.is_nil())
             .filter_map(|t| t.name.as_ref().map(|n| n.to_string()))
-            .filter(|name| view.image.topic(name).is_none())
+            .filter(|name| view.image.topic(name).is_none() && topics::check_name(name).is_ok())
             .collect();
         if !missing.is_empty() {
-            refused = create::automatically(node, missing).await;
+            refused = create::automatically(node, missing).await.into_iter().collect();
             view = node.view();
         }
     }
@@ -178,7 +178,7 @@ fn one(
     topic: MetadataRequestTopic,
     version: i16,
     may_create: bool,
-    refused: &[(String, Failure)],
+    refused: &HashMap<String, Failure>,
 ) -> MetadataResponseTopic {
     let failed = |code: i16, name: Option<TopicName>, id: Uuid| {
         let mut t = MetadataResponseTopic::default().with_error_code(code).with_name(name);
@@ -201,8 +201,8 @@ fn one(
     if let Some(image) = view.image.topic(&name) {
         return describe(view, endpoints, suspects, image, version);
     }
-    let code = match refused.iter().find(|(n, _)| *n == name.as_str()) {
-        Some((_, failure)) => failure.code(),
+    let code = match refused.get(name.as_str()) {
+        Some(failure) => failure.code(),
         None => match topics::check_name(&name) {
             Err(ControllerError::InvalidTopic { .. }) => ResponseError::InvalidTopicException.code(),
             _ if may_create => ResponseError::LeaderNotAvailable.code(),
