@@ -92,8 +92,10 @@ pub struct View {
 pub struct Buffers {
     /// Requests being read or worked on.
     pub requests: u64,
-    /// Answers to fetches.
+    /// Answers to fetches, and long ones about metadata.
     pub answers: u64,
+    /// What fetch sessions remember.
+    pub sessions: usize,
 }
 
 /// A shard.
@@ -196,7 +198,7 @@ impl Node {
         let slots = shared.settings.number("max.incremental.fetch.session.cache.slots") as usize;
         let started_ms = host.now_ms();
         let contacts = Contacts::new(shared.members.addresses.clone());
-        let sessions = Sessions::new(slots.div_ceil(router.shards()));
+        let sessions = Sessions::new(slots.div_ceil(router.shards()), buffers.sessions);
         Rc::new(Self {
             shard,
             shared,

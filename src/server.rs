@@ -185,6 +185,7 @@ impl Sizes {
             buffers: Buffers {
                 requests: part / 8,
                 answers: part / 8,
+                sessions: (whole / 32) as usize,
             },
         }
     }

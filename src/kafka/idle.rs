@@ -19,7 +19,7 @@ const LOOKS: u32 = 30;
 /// Where others wait for memory of requests, a peer gets one part in so many of that time for the rest of its own.
 const HURRY_TO_SEND: u32 = 15;
 /// The same where others wait for memory of answers, and a peer has its own unread.
-const HURRY_TO_READ: u32 = 6;
+const HURRY_TO_READ: u32 = 3;
 /// What must move over such a connection, bytes in a second; less is nothing.
 const RATE_MIN: u64 = 8 << 10;
 

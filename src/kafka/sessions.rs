@@ -55,7 +55,15 @@ struct Session {
     next_epoch: i32,
     /// In the order of first mention; rotated so that none starves.
     partitions: Partitions,
+    /// What they take, about.
+    bytes: usize,
     used: u64,
+}
+
+/// Bytes that partitions of a session take, about.
+fn bytes_of(partitions: &[(SessionPartition, Wanted)]) -> usize {
+    let names: usize = partitions.iter().map(|(p, _)| p.topic.len()).sum();
+    names + size_of_val(partitions)
 }
 
 /// Why a session request fails; the client then begins anew.
@@ -71,31 +79,32 @@ pub enum SessionError {
 #[derive(Debug)]
 pub struct Sessions {
     slots: usize,
+    bytes_max: usize,
+    bytes: usize,
     clock: u64,
     by_id: HashMap<i32, Session>,
 }
 
 impl Sessions {
-    /// Room for `slots`; the one used longest ago goes for the next.
+    /// Room for `slots` that take so many bytes together; the one used longest ago goes for the next.
     #[must_use]
-    pub fn new(slots: usize) -> Self {
+    pub fn new(slots: usize, bytes_max: usize) -> Self {
         Self {
             slots,
+            bytes_max,
+            bytes: 0,
             clock: 0,
             by_id: HashMap::new(),
         }
     }
 
-    /// Keeps a new session; 0 if none are kept.
+    /// Keeps a new session; 0 if none are kept, or it is too large: the client then sends all that it fetches each time.
     pub fn create(&mut self, partitions: Partitions) -> i32 {
-        if self.slots == 0 {
+        let bytes = bytes_of(&partitions);
+        if self.slots == 0 || bytes > self.bytes_max {
             return 0;
         }
-        if self.by_id.len() >= self.slots
-            && let Some(oldest) = self.by_id.iter().min_by_key(|(_, s)| s.used).map(|(id, _)| *id)
-        {
-            self.by_id.remove(&oldest);
-        }
+        self.make_room(self.slots - 1, bytes);
         let id = loop {
             // Random, so that a session of another shard or an earlier start is not taken for ours.
             let id = (Uuid::new_v4().as_u128() as i32) & i32::MAX;
@@ -109,15 +118,28 @@ impl Sessions {
             Session {
                 next_epoch: 1,
                 partitions,
+                bytes,
                 used: self.clock,
             },
         );
+        self.bytes += bytes;
         id
+    }
+
+    /// Ends those used longest ago, until there are no more than so many and room for so many bytes.
+    fn make_room(&mut self, slots: usize, bytes: usize) {
+        while self.by_id.len() > slots || self.bytes + bytes > self.bytes_max {
+            let oldest = self.by_id.iter().min_by_key(|(_, s)| s.used).map(|(id, _)| *id);
+            let Some(oldest) = oldest else { return };
+            self.remove(oldest);
+        }
     }
 
     /// Ends a session.
     pub fn remove(&mut self, id: i32) {
-        self.by_id.remove(&id);
+        if let Some(session) = self.by_id.remove(&id) {
+            self.bytes -= session.bytes;
+        }
     }
 
     /// Takes in what changed and returns all that is to be fetched.
@@ -141,6 +163,7 @@ impl Sessions {
         if !forgotten.is_empty() {
             Rc::make_mut(&mut session.partitions).retain(|(p, _)| !forgotten.contains(p));
         }
+        let is_same = changed.is_empty() && forgotten.is_empty();
         if !changed.is_empty() {
             let partitions = Rc::make_mut(&mut session.partitions);
             let places: HashMap<SessionPartition, usize> = (partitions.iter().enumerate())
@@ -160,7 +183,15 @@ impl Sessions {
                 }
             }
         }
-        Ok(Rc::clone(&session.partitions))
+        if !is_same {
+            let bytes = bytes_of(&session.partitions);
+            self.bytes = self.bytes - session.bytes + bytes;
+            session.bytes = bytes;
+        }
+        let partitions = Rc::clone(&session.partitions);
+        // It is the one used last: it goes only if it is too large by itself, and its client is told the next time.
+        self.make_room(self.slots, 0);
+        Ok(partitions)
     }
 
     /// Notes what a client was told of the partitions of its fetch, and moves those that gave records to the end.
@@ -197,6 +228,8 @@ impl Sessions {
 mod tests {
     use super::*;
 
+    const BYTES: usize = 1 << 20;
+
     fn partition(n: i32) -> SessionPartition {
         SessionPartition {
             topic: "t".into(),
@@ -216,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_session_remembers_and_forgets() {
-        let mut sessions = Sessions::new(2);
+        let mut sessions = Sessions::new(2, BYTES);
         let id = sessions.create(Rc::new(vec![(partition(0), WANTED), (partition(1), WANTED)]));
         let moved = Wanted { offset: 9, ..WANTED };
         let now = sessions
@@ -237,7 +270,7 @@ mod tests {
 
     #[test]
     fn who_gave_records_is_asked_last() {
-        let mut sessions = Sessions::new(1);
+        let mut sessions = Sessions::new(1, BYTES);
         let id = sessions.create(Rc::new((0..4).map(|n| (partition(n), WANTED)).collect()));
         let order = |sessions: &mut Sessions, epoch| {
             let now = sessions.update(id, epoch, vec![], &HashSet::new()).expect("in step");
@@ -267,8 +300,28 @@ mod tests {
     }
 
     #[test]
+    fn sessions_take_no_more_than_their_bytes() {
+        let session = |partitions: i32| Rc::new((0..partitions).map(|n| (partition(n), WANTED)).collect::<Vec<_>>());
+        let one = bytes_of(&session(1));
+        let mut sessions = Sessions::new(100, 10 * one);
+        assert_eq!(sessions.create(session(11)), 0, "larger than all of it");
+        let first = sessions.create(session(4));
+        let second = sessions.create(session(4));
+        let third = sessions.create(session(4));
+        let mut known = |id, epoch| sessions.update(id, epoch, Vec::new(), &HashSet::new()).is_ok();
+        assert!(!known(first, 1) && known(second, 1) && known(third, 1));
+        // The second grows, and the third, used before it, goes.
+        let more = (4..8).map(|n| (partition(n), WANTED)).collect();
+        assert!(sessions.update(second, 2, more, &HashSet::new()).is_ok());
+        assert!(sessions.update(third, 2, Vec::new(), &HashSet::new()).is_err());
+        assert_eq!(sessions.bytes, 8 * one);
+        sessions.remove(second);
+        assert_eq!(sessions.bytes, 0);
+    }
+
+    #[test]
     fn the_oldest_goes_when_all_slots_are_used() {
-        let mut sessions = Sessions::new(2);
+        let mut sessions = Sessions::new(2, BYTES);
         let none = HashSet::new();
         let first = sessions.create(Partitions::default());
         let second = sessions.create(Partitions::default());
