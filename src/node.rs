@@ -92,7 +92,7 @@ pub struct View {
 pub struct Buffers {
     /// Requests being read or worked on.
     pub requests: u64,
-    /// Answers to fetches, and long ones about metadata.
+    /// Answers to fetches.
     pub answers: u64,
     /// What fetch sessions remember.
     pub sessions: usize,

@@ -11,7 +11,6 @@ use super::{
     connection::Peer,
     handlers::{self as h, produce::Prepared},
     intake::Held,
-    room,
 };
 use crate::node::Node;
 
@@ -34,17 +33,6 @@ impl Reply {
             tracing::error!(%error, "its connection is closed");
             Self::Close
         })
-    }
-
-    /// With the room that it takes until it is sent.
-    fn within(self, room: Option<Permit>) -> Self {
-        match (self, room) {
-            (Self::Bytes(bytes), Some(mut room)) => {
-                room.resize(bytes.len() as u64);
-                Self::Pieces(vec![bytes.freeze()], room)
-            }
-            (reply, _) => reply,
-        }
     }
 
     /// Bytes to be sent.
@@ -90,12 +78,7 @@ pub async fn handle(node: &Rc<Node>, request: Request, held: Held, peer: &Peer) 
     match request.body {
         RequestKind::Fetch(r) => h::fetch::handle(node, version, id, peer, held, r).await,
         RequestKind::ListOffsets(r) => answer!(h::list_offsets::handle(node, version, r).await),
-        RequestKind::Metadata(r) => {
-            let partitions = h::metadata::partitions_asked_for(node, version, &r);
-            let room = room::take_for_metadata(&node.answers, partitions).await;
-            let reply = answer!(h::metadata::handle(node, version, peer, r).await);
-            reply.within(room)
-        }
+        RequestKind::Metadata(r) => answer!(h::metadata::handle(node, version, peer, r).await),
         RequestKind::OffsetCommit(r) => answer!(h::offset_commit::handle(node, version, r).await),
         RequestKind::OffsetFetch(r) => answer!(h::offset_fetch::handle(node, version, r).await),
         RequestKind::FindCoordinator(r) => answer!(h::find_coordinator::handle(node, version, r).await),

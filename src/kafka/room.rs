@@ -1,6 +1,5 @@
-//! Memory for answers on their way: a share of `memory` for each shard. Whoever reads a fetch's answer slowly holds what was read for him, so
-//! the answers to all get smaller as the room gets less, and wait for it, but not for long: each has a batch at least. A long answer about
-//! metadata cannot be smaller: it waits before it is made.
+//! Memory for answers to fetches on their way: a share of `memory` for each shard. Whoever reads slowly holds what was read for him, so
+//! the answers to all get smaller as the room gets less, and wait for it, but not for long: each has a batch at least.
 
 use std::{rc::Rc, time::Duration};
 
@@ -9,8 +8,6 @@ use millrace_engine::sync::{Budget, Permit};
 
 /// What an answer waits for where the room is used up.
 const LEAST: u64 = 64 << 10;
-/// What an answer says of one partition, bytes: ids and epochs, three replicas and the ISR, its part of the topic's name.
-const PARTITION_BYTES: usize = 80;
 /// How long it does: a peer that reads at all has taken its own answer by then.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -26,15 +23,6 @@ pub async fn take<F: Future<Output = ()>>(
         room.nothing()
     };
     future::or(granted, late).await
-}
-
-/// Room for an answer about so many partitions, before it is made; none is asked for where it is small.
-pub async fn take_for_metadata(room: &Rc<Budget>, partitions: usize) -> Option<Permit> {
-    let bytes = (partitions * PARTITION_BYTES) as u64;
-    if bytes <= LEAST {
-        return None;
-    }
-    Some(room.acquire(bytes).await)
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ def test_a_revoked_node_reaches_nobody_and_comes_back_with_another_certificate(m
         node.launch(*certified(ca, number, crl="ca.crl")).wait_ready()
     third.launch(*certified(ca, 3))
     cluster.wait("it is refused", lambda: "invalid peer certificate: Revoked" in third.log_text())
-    assert all(3 not in p.isrs for p in cluster.partitions("t").values())
+    cluster.wait("it is fenced", lambda: all(3 not in p.isrs for p in cluster.partitions("t").values()))
     third.kill()
 
     (ca / "node-3.pem").rename(ca / "revoked.pem")

@@ -51,25 +51,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked whether somebody was elected.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How many partitions an answer tells of, as far as they are known.
-#[must_use]
-pub fn partitions_asked_for(node: &Rc<Node>, version: i16, request: &MetadataRequest) -> usize {
-    let view = node.view();
-    match &request.topics {
-        Some(topics) if version > 0 || !topics.is_empty() => {
-            let named = |t: &MetadataRequestTopic| match &t.name {
-                Some(name) if t.topic_id.is_nil() => view.image.topic(name),
-                _ => view.image.topic_by_id(&t.topic_id),
-            };
-            // One that is not known is told of, too.
-            let told = topics.iter().map(|t| named(t).map_or(1, |t| t.partitions.len()));
-            // One that is named twice is told of once.
-            told.sum::<usize>().min(topics.len() + view.image.partition_count())
-        }
-        _ => view.image.partition_count(),
-    }
-}
-
 /// Handles a request.
 pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: MetadataRequest) -> MetadataResponse {
     // Version 0 means all topics by an empty list, later ones by null.
