@@ -7,7 +7,7 @@ mod common;
 
 use std::cell::RefCell;
 
-use common::{LOG, after_cut, config, key, seeds};
+use common::{LOG, Plain, after_cut, config, key, seeds};
 use millrace_engine::{
     StorageError,
     batch::{Batch, BatchHeader},
@@ -112,7 +112,7 @@ async fn check_times(shard: &Shard<SimHost>, model: &RefCell<Model>, context: &s
     let partition = shard.partition(&key(0)).expect("added");
     shard.advance_high_watermark(&partition, records.len() as i64);
     for (timestamp, _) in &records {
-        let found = (shard.find_time(key(0), *timestamp, &|_, _| unreachable!("nothing is compressed"))).await;
+        let found = (shard.find_time(key(0), *timestamp, &Plain)).await;
         let found = found.unwrap_or_else(|e| panic!("{context}: time {timestamp}: {e}"));
         let first = records.iter().position(|(t, _)| t >= timestamp);
         assert_eq!(found.map(|f| f.offset as usize), first, "{context}: time {timestamp}");

@@ -8,9 +8,9 @@ mod common;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use common::{LOG, config, key};
+use common::{LOG, Plain, config, key};
 use millrace_engine::{
-    BatchError, ReadError,
+    ReadError,
     disk::sim::{SimHost, SimRng},
     host::Host,
     kafka_batch::{self, NewRecord},
@@ -178,12 +178,7 @@ async fn read(shard: &Shard<SimHost>, partition: u32, rng: &mut SimRng, models: 
 
 async fn find_time(shard: &Shard<SimHost>, partition: u32, rng: &mut SimRng, models: &RefCell<BTreeMap<u32, Model>>) {
     let time = rng.below(1_100) as i64;
-    let plain = |_: i16, _: &[u8]| {
-        Err(BatchError::Decompress {
-            reason: "none is compressed".into(),
-        })
-    };
-    let found = shard.find_time(key(partition), time, &plain).await.expect("in range");
+    let found = shard.find_time(key(partition), time, &Plain).await.expect("in range");
     let models = models.borrow();
     let expected = models.get(&partition).and_then(|m| {
         m.times

@@ -21,7 +21,7 @@ use super::errors::Failure;
 use crate::node::{Node, View, topic_setting};
 
 /// Bytes unpacked before others have their turn: about a tenth of a millisecond.
-const TURN: usize = 256 << 10;
+pub(super) const TURN: usize = 256 << 10;
 /// A batch that unpacks to more is packed anew by a helper thread.
 const REPACKED_HERE: usize = 64 << 10;
 /// Records named in one answer.

@@ -12,10 +12,9 @@ use std::{
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
-use millrace_engine::{BatchError, PartitionKey, ReadError, host::Host, kafka_batch::BatchInfo};
-use millrace_net::kafka::compression;
+use millrace_engine::{PartitionKey, ReadError, host::Host, kafka_batch::BatchInfo};
 
-use super::errors::Failure;
+use super::{errors::Failure, times::Unpacked};
 use crate::{
     node::Node,
     replication::{Slot, now_ms},
@@ -406,18 +405,15 @@ pub async fn lookup(node: &Rc<Node>, key: PartitionKey, epoch: i32, lookup: Look
         timestamp: -1,
         leader_epoch: -1,
     };
-    let limit = node.shared.settings.number("decompress.max.bytes") as usize;
-    let decompress = |codec: i16, packed: &[u8]| {
-        compression::decompress(codec, packed, limit).map_err(|e| BatchError::Decompress { reason: e.to_string() })
-    };
+    let times = Unpacked(node);
     let found = match lookup {
         Lookup::Earliest => return Ok(at(status.log_start)),
         Lookup::Latest => {
             slot.check_end_known()?;
             return Ok(at(status.high_watermark));
         }
-        Lookup::Time(time) => node.engine.find_time(key, time, &decompress).await,
-        Lookup::MaxTimestamp => node.engine.find_newest(key, &decompress).await,
+        Lookup::Time(time) => node.engine.find_time(key, time, &times).await,
+        Lookup::MaxTimestamp => node.engine.find_newest(key, &times).await,
     };
     let found = match found {
         // Retention moved the log start meanwhile.

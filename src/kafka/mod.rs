@@ -23,4 +23,5 @@ pub mod reads;
 pub mod repeats;
 pub mod room;
 pub mod sessions;
+pub mod times;
 pub mod topics;

@@ -239,3 +239,31 @@ def test_a_batch_that_takes_long_to_open_does_not_hold_up_others_nor_is_overtake
     assert offsets == [n // 2 * 101 + n % 2 * 100 for n in range(10)]
     # A debug build; the whole batch takes several times as long.
     assert slowest < 0.5
+
+
+def test_a_look_up_by_time_in_a_long_batch_does_not_hold_up_others(make_broker):
+    broker = make_broker(settings={"cores": 1})
+    create(broker, "long", "other")
+    # The record that is looked for is the last of 100 MB.
+    now = int(time.time() * 1000)
+    long = batch([record(n, time_delta=n, value=b"\0" * 1_000_000) for n in range(100)], 4, times=(now, now + 99))
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
+    with connect(broker) as connection:
+        assert produce(connection, b"long", (0, long)) == [0]
+    asking = [connect(broker) for _ in range(8)]
+    # ListOffsets 1.
+    by_time = struct.pack(">iih", -1, 1, 4) + b"long" + struct.pack(">iiq", 1, 0, now + 99)
+    for connection in asking:
+        connection.sendall(request(2, 1, by_time) * 2)
+    slowest = 0.0
+    for _ in range(20):
+        begun = time.monotonic()
+        producer.produce("other", b"x")
+        assert producer.flush(20) == 0
+        slowest = max(slowest, time.monotonic() - begun)
+    for connection in asking:
+        for _ in range(2):
+            error, timestamp, offset = struct.unpack(">hqq", answer(connection)[-18:])
+            assert (error, timestamp, offset) == (0, now + 99, 99)
+        connection.close()
+    assert slowest < 0.5

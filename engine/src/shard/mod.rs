@@ -33,7 +33,7 @@ use std::{
 
 pub use append::Appended;
 pub use partition::{Partition, PartitionStatus};
-pub use read::{FoundTime, Records};
+pub use read::{FoundTime, RecordTimes, Records};
 use rustc_hash::FxHashSet;
 
 use crate::{

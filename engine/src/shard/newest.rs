@@ -7,7 +7,7 @@ use crate::{
     log::LogState,
     shard::{
         Shard,
-        read::{Decompress, FoundTime, each_record},
+        read::{FoundTime, RecordTimes, each_record},
     },
     types::PartitionKey,
 };
@@ -21,38 +21,39 @@ impl<H: Host> Shard<H> {
     pub async fn find_newest(
         &self,
         key: PartitionKey,
-        decompress: Decompress<'_>,
+        times: &impl RecordTimes,
     ) -> Result<Option<FoundTime>, ReadError> {
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
         let (log_start, segments) = partition.with_state(|s| (s.log_start(), s.segments().to_vec()));
         let Some(newest) = segments.iter().map(|s| s.max_timestamp).max().filter(|t| *t >= 0) else {
             return Ok(None);
         };
-        let found = self.find_time_below(key, newest, LogState::log_end, decompress).await?;
+        let found = self.find_time_below(key, newest, LogState::log_end, times).await?;
         let Some(first) = segments.first().filter(|s| found.is_none() && s.base < log_start) else {
             return Ok(found);
         };
         // That record was deleted. Only the first segment lacks records: what is left of it is looked through.
         let mut newest = segments[1..].iter().map(|s| s.max_timestamp).max().unwrap_or(i64::MIN);
-        let mut read = Ok(());
-        let mut look = |batch: &Batch| {
-            if batch.header.segment_base != first.base {
-                return false;
-            }
-            if batch.header.max_timestamp > newest {
-                read = each_record(batch, log_start, decompress, |record| {
-                    newest = newest.max(record.timestamp);
-                    true
-                });
-            }
-            read.is_ok()
-        };
-        self.visit_below(key, log_start, LogState::log_end, &|_| true, &mut look)
-            .await?;
-        read.map_err(ReadError::Batch)?;
+        let mut from = log_start;
+        loop {
+            let is_left =
+                |batch: &Batch| batch.header.segment_base != first.base || batch.header.max_timestamp > newest;
+            let batch = self.first_batch(key, from, LogState::log_end, is_left).await?;
+            let Some(batch) = batch.filter(|b| b.header.segment_base == first.base) else {
+                break;
+            };
+            let look = |record: FoundTime| {
+                newest = newest.max(record.timestamp);
+                true
+            };
+            each_record(&batch, log_start, times, look)
+                .await
+                .map_err(ReadError::Batch)?;
+            from = batch.header.last_offset + 1;
+        }
         if newest < 0 {
             return Ok(None);
         }
-        self.find_time_below(key, newest, LogState::log_end, decompress).await
+        self.find_time_below(key, newest, LogState::log_end, times).await
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     cache::{CHUNK, ChunkKey},
     error::{BatchError, ReadError, StorageError},
     host::{self, Host, HostFile},
-    kafka_batch::{self, BATCH_HEADER_LEN},
+    kafka_batch::{self, BATCH_HEADER_LEN, BatchInfo},
     layout::BLOCK,
     log::{LogState, SegmentMeta},
     segment::{Missing, segment_path},
@@ -53,9 +53,20 @@ pub struct FoundTime {
     /// The epoch it was written under.
     pub leader_epoch: LeaderEpoch,
 }
-
-/// Unpacks the records of a compressed batch: codec number and bytes in, at most the caller's bound out.
-pub type Decompress<'a> = &'a dyn Fn(i16, &[u8]) -> Result<Bytes, BatchError>;
+/// Reads what the records of a compressed batch say of their times: the engine does not unpack anything itself.
+pub trait RecordTimes {
+    /// Shows the offset (less the base offset) and the timestamp of each record in `packed`, in order, until `visit` says no. It may take
+    /// long, and lets others run meanwhile.
+    ///
+    /// # Errors
+    /// The batch cannot be read.
+    fn each(
+        &self,
+        info: &BatchInfo,
+        packed: Bytes,
+        visit: &mut dyn FnMut(i32, i64) -> bool,
+    ) -> impl Future<Output = Result<(), BatchError>>;
+}
 
 impl<H: Host> Shard<H> {
     /// Reads whole batches from the one that holds `offset`, up to the high watermark and to `max_bytes`; with
@@ -533,9 +544,9 @@ impl<H: Host> Shard<H> {
         &self,
         key: PartitionKey,
         timestamp: i64,
-        decompress: Decompress<'_>,
+        times: &impl RecordTimes,
     ) -> Result<Option<FoundTime>, ReadError> {
-        self.find_time_below(key, timestamp, LogState::high_watermark, decompress)
+        self.find_time_below(key, timestamp, LogState::high_watermark, times)
             .await
     }
 
@@ -544,8 +555,8 @@ impl<H: Host> Shard<H> {
         &self,
         key: PartitionKey,
         timestamp: i64,
-        limit: impl FnOnce(&LogState) -> Offset,
-        decompress: Decompress<'_>,
+        limit: impl Fn(&LogState) -> Offset + Copy,
+        times: &impl RecordTimes,
     ) -> Result<Option<FoundTime>, ReadError> {
         let partition = self.partition(&key).ok_or(ReadError::UnknownPartition(key))?;
         let (log_start, segments) = {
@@ -565,16 +576,42 @@ impl<H: Host> Shard<H> {
                 .await?;
             from = from.max(begin.unwrap_or(segment.base));
         }
-        let mut found = Ok(None);
-        let mut look = |batch: &Batch| {
-            // Of a batch that the log start cuts in two, the records that match may be gone.
-            if batch.header.max_timestamp >= timestamp {
-                found = first_record_at(batch, timestamp, log_start, decompress);
+        loop {
+            let holds_it = |batch: &Batch| batch.header.max_timestamp >= timestamp;
+            let Some(batch) = self.first_batch(key, from, limit, holds_it).await? else {
+                return Ok(None);
+            };
+            let mut found = None;
+            let look = |record: FoundTime| {
+                found = (record.timestamp >= timestamp).then_some(record);
+                found.is_none()
+            };
+            each_record(&batch, log_start, times, look)
+                .await
+                .map_err(ReadError::Batch)?;
+            if found.is_some() {
+                return Ok(found);
             }
-            matches!(found, Ok(None))
+            // Of a batch that the log start cuts in two, the records that match may be gone.
+            from = batch.header.last_offset + 1;
+        }
+    }
+
+    /// The first batch from an offset on that is `wanted`.
+    pub(super) async fn first_batch(
+        &self,
+        key: PartitionKey,
+        from: Offset,
+        limit: impl Fn(&LogState) -> Offset,
+        wanted: impl Fn(&Batch) -> bool,
+    ) -> Result<Option<Batch>, ReadError> {
+        let mut found = None;
+        let mut look = |batch: &Batch| {
+            found = wanted(batch).then(|| batch.clone());
+            found.is_none()
         };
         self.visit_below(key, from, limit, &|_| true, &mut look).await?;
-        found.map_err(ReadError::Batch)
+        Ok(found)
     }
 }
 
@@ -599,26 +636,12 @@ fn segment_after(partition: &Partition, base: Offset) -> Option<SegmentMeta> {
     segments.get(segments.partition_point(|s| s.base <= base)).copied()
 }
 
-fn first_record_at(
-    batch: &Batch,
-    timestamp: i64,
-    log_start: Offset,
-    decompress: Decompress<'_>,
-) -> Result<Option<FoundTime>, BatchError> {
-    let mut found = None;
-    each_record(batch, log_start, decompress, |record| {
-        found = (record.timestamp >= timestamp).then_some(record);
-        found.is_none()
-    })?;
-    Ok(found)
-}
-
 /// Shows the records of a batch from `from` on, until `visit` says no. Of a batch in a format that is not opened here, one stands for
 /// all.
-pub(super) fn each_record(
+pub(super) async fn each_record(
     batch: &Batch,
     from: Offset,
-    decompress: Decompress<'_>,
+    times: &impl RecordTimes,
     mut visit: impl FnMut(FoundTime) -> bool,
 ) -> Result<(), BatchError> {
     let header = &batch.header;
@@ -632,21 +655,18 @@ pub(super) fn each_record(
         return Ok(());
     }
     let (info, len) = kafka_batch::parse(&batch.payload)?;
-    let packed = &batch.payload[BATCH_HEADER_LEN..len];
-    let unpacked;
-    let records = if info.compression() == 0 {
-        packed
-    } else {
-        unpacked = decompress(info.compression(), packed)?;
-        &unpacked
-    };
-    kafka_batch::for_each_record(records, &info, |record| {
-        let offset = header.base_offset + i64::from(record.offset_delta);
+    let mut visit = |delta: i32, timestamp: i64| {
+        let offset = header.base_offset + i64::from(delta);
         offset < from
             || visit(FoundTime {
                 offset,
-                timestamp: record.timestamp,
+                timestamp,
                 ..whole
             })
-    })
+    };
+    let records = batch.payload.slice(BATCH_HEADER_LEN..len);
+    if info.compression() == 0 {
+        return kafka_batch::for_each_record(&records, &info, |r| visit(r.offset_delta, r.timestamp));
+    }
+    times.each(&info, records, &mut visit).await
 }

@@ -5,13 +5,14 @@ pub mod history;
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use millrace_engine::{
-    AppendError, PartitionKey, StorageError,
+    AppendError, BatchError, PartitionKey, StorageError,
     disk::sim::{SimHost, SimRng},
     host::Host,
-    kafka_batch::{self, NewRecord},
+    kafka_batch::{self, BatchInfo, NewRecord},
     log::LogConfig,
-    shard::{Shard, ShardConfig},
+    shard::{RecordTimes, Shard, ShardConfig},
 };
 use uuid::Uuid;
 
@@ -51,6 +52,15 @@ pub fn key(partition: u32) -> PartitionKey {
     PartitionKey {
         topic: Uuid::from_u128(7),
         partition,
+    }
+}
+
+/// Of a log without compressed batches.
+pub struct Plain;
+
+impl RecordTimes for Plain {
+    async fn each(&self, _: &BatchInfo, _: Bytes, _: &mut dyn FnMut(i32, i64) -> bool) -> Result<(), BatchError> {
+        unreachable!("nothing is compressed")
     }
 }
 
