@@ -94,6 +94,8 @@ pub struct Buffers {
     pub requests: u64,
     /// Answers to fetches.
     pub answers: u64,
+    /// Elements of the arrays of one request.
+    pub elements: usize,
     /// What fetch sessions remember.
     pub sessions: usize,
 }
@@ -118,6 +120,8 @@ pub struct Node {
     pub sessions: RefCell<Sessions>,
     /// Bytes of requests being read or worked on.
     pub requests: Intake,
+    /// Elements that the arrays of one request may have.
+    pub elements_max: usize,
     /// Bytes of answers on their way to consumers.
     pub answers: Rc<Budget>,
     /// Connections of clients.
@@ -209,6 +213,7 @@ impl Node {
             view: RefCell::default(),
             sessions: RefCell::new(sessions),
             requests: Intake::new(buffers.requests),
+            elements_max: buffers.elements,
             answers: Budget::new(buffers.answers),
             connections: Connections::default(),
             refusals: Seldom::default(),

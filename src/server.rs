@@ -26,6 +26,7 @@ use millrace_engine::{
     recovery,
     shard::{Shard, ShardConfig},
 };
+use millrace_net::kafka::shape::ELEMENTS_MAX;
 use rustix::fs::Mode;
 use thiserror::Error;
 
@@ -38,7 +39,11 @@ use crate::{
     },
     cpus, doctor,
     identity::{self, Identity, IdentityError},
-    kafka::{hangups::Hangups, idle},
+    kafka::{
+        hangups::Hangups,
+        idle,
+        intake::{ELEMENT_BYTES, ELEMENTS_LEAST},
+    },
     listen::{self, Bound, ListenError},
     node::{Buffers, METADATA_KEY, Node, Shared, View},
     peers::{
@@ -186,6 +191,7 @@ impl Sizes {
                 requests: part / 8,
                 answers: part / 8,
                 sessions: (whole / 32) as usize,
+                elements: ((whole / 8) as usize / ELEMENT_BYTES).clamp(ELEMENTS_LEAST, ELEMENTS_MAX),
             },
         }
     }

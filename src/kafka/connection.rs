@@ -26,6 +26,7 @@ use super::{
     dispatch::{self, Reply},
     handlers::produce,
     hangups::Hangup,
+    intake,
 };
 use crate::node::Node;
 
@@ -229,8 +230,8 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
         let frame = reader
             .frame(length, async |needed, useful| held.grow(needed, useful).await)
             .await?;
-        let request = match codec::decode(frame) {
-            Ok(request) => request,
+        let checked = match codec::check(frame) {
+            Ok(checked) => checked,
             Err(DecodeError::UnsupportedVersion {
                 api: ApiKey::ApiVersions,
                 correlation_id,
@@ -242,6 +243,10 @@ async fn read_requests<R: futures_lite::AsyncRead + Unpin>(
             }
             Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         };
+        held = intake::for_elements(node, held, length, checked.elements()).await?;
+        let request = checked
+            .decode()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let below = match request.api {
             ApiKey::Produce => in_flight_max,
             _ => 1,

@@ -196,6 +196,7 @@ impl From<GroupError> for Failure {
             GroupError::NonEmptyGroup => ResponseError::NonEmptyGroup,
             GroupError::SubscribedToTopic => ResponseError::GroupSubscribedToTopic,
             GroupError::MetadataTooLarge => ResponseError::OffsetMetadataTooLarge,
+            GroupError::CommitTooLarge => ResponseError::InvalidCommitOffsetSize,
             GroupError::NotCoordinator => ResponseError::NotCoordinator,
             GroupError::Loading => ResponseError::CoordinatorLoadInProgress,
         };

@@ -4,13 +4,22 @@
 //! it is used up one request of that size goes on beyond it until it is done, so that several that are half there cannot wait for each
 //! other; the others wait, and a sender that falls silent meanwhile is closed ([`idle`](super::idle)).
 
-use std::rc::Rc;
+use std::{io, rc::Rc};
 
 use futures_lite::future;
 use millrace_engine::sync::{Budget, Permit};
 
+use crate::node::Node;
+
 /// Requests up to so many bytes, and their share of the room in quarters: what producers send by the record, by the batch, and the rest.
 const SIZES: [(usize, u64); 3] = [(64 << 10, 1), (2 << 20, 2), (usize::MAX, 1)];
+
+/// What an element of an array takes when it is decoded, and its part of the answer before that is encoded, bytes. Measured: 300 to 600.
+pub const ELEMENT_BYTES: usize = 512;
+/// Elements that any request may have, however little memory there is.
+pub const ELEMENTS_LEAST: usize = 100_000;
+/// Elements that the request's own bytes stand for.
+const FEW_ELEMENTS: usize = SIZES[0].0 / ELEMENT_BYTES;
 
 /// Room for requests of one size.
 struct Lane {
@@ -92,6 +101,28 @@ impl Held {
         self.permit.resize(have + more);
         needed
     }
+}
+
+/// Waits for room for a request of `length` bytes, and for what its elements will be once it is decoded.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] if they are more than the memory allows for one request.
+pub async fn for_elements(node: &Node, held: Held, length: usize, elements: usize) -> io::Result<Held> {
+    if elements <= FEW_ELEMENTS {
+        return Ok(held);
+    }
+    if elements > node.elements_max {
+        let most = node.elements_max;
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a request of {elements} elements, where {most} are the most with this `memory`"),
+        ));
+    }
+    let bytes = length + elements * ELEMENT_BYTES;
+    // It may be in the way of larger ones now, and no longer of smaller ones.
+    let mut larger = node.requests.begin(bytes);
+    larger.grow(bytes, bytes).await;
+    Ok(larger)
 }
 
 #[cfg(test)]

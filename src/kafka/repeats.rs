@@ -1,7 +1,10 @@
 //! What a request names more than once. Nobody could tell the answers apart, or which of two contradicting changes was meant: Kafka
 //! refuses it, and answers once.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
 
 /// How a name stands in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +43,12 @@ impl<K: Eq + Hash> Repeats<K> {
             _ => Named::Once,
         }
     }
+}
+
+/// Leaves what stands in a request again out of it: there is one answer to both.
+pub fn leave_out<T, K: Eq + Hash>(named: &mut Vec<T>, name: impl Fn(&T) -> K) {
+    let mut seen = HashSet::with_capacity(named.len());
+    named.retain(|item| seen.insert(name(item)));
 }
 
 #[cfg(test)]

@@ -54,6 +54,9 @@ pub enum GroupError {
     /// Commit metadata longer than `offset.metadata.max.bytes`.
     #[error("the commit's metadata is too long")]
     MetadataTooLarge,
+    /// A commit whose records are longer than the log takes in one batch.
+    #[error("the commit's records are over max.message.bytes of __consumer_offsets: commit fewer partitions at once")]
+    CommitTooLarge,
     /// Another broker coordinates the group.
     #[error("another broker coordinates the group")]
     NotCoordinator,

@@ -8,7 +8,12 @@ use kafka_protocol::{
 };
 use thiserror::Error;
 
-use super::{gather::Gather, newer, shape, versions};
+use super::{
+    gather::Gather,
+    newer,
+    shape::{self, Shape},
+    versions,
+};
 
 /// A request that cannot be served. The connection is closed for all but `UnsupportedVersion` of ApiVersions,
 /// because no response could be understood.
@@ -62,15 +67,28 @@ pub struct Request {
     pub client_id: Option<StrBytes>,
     /// Bytes of the frame it came in.
     pub frame_len: usize,
+    /// Elements of all its arrays.
+    pub elements: usize,
     /// The body.
     pub body: RequestKind,
 }
 
-/// Decodes one frame (without its length prefix).
+/// A frame that has the shape of a request. To decode it may take many times its memory: a structure for each of its elements.
+pub struct Checked {
+    api: ApiKey,
+    version: i16,
+    correlation_id: i32,
+    client_id: Option<StrBytes>,
+    frame_len: usize,
+    shape: Shape,
+    body: Bytes,
+}
+
+/// Checks one frame (without its length prefix).
 ///
 /// # Errors
 /// [`DecodeError`].
-pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
+pub fn check(mut frame: Bytes) -> Result<Checked, DecodeError> {
     let frame_len = frame.len();
     if frame_len < 8 {
         return Err(DecodeError::Malformed {
@@ -91,28 +109,60 @@ pub fn decode(mut frame: Bytes) -> Result<Request, DecodeError> {
             correlation_id,
         });
     }
-    let malformed = |what: &str, reason: String| DecodeError::Malformed {
-        what: what.into(),
-        reason,
-    };
     let header_version = api.request_header_version(newer::known(api, version));
     shape::check_header(&frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
     let header = RequestHeader::decode(&mut frame, header_version).map_err(|e| malformed("header", e.to_string()))?;
-    let name = || format!("{api:?} v{version}");
-    let topics = shape::check(api, version, &frame).map_err(|e| malformed(&name(), e.to_string()))?;
-    let mut frame = newer::request(frame, &topics);
-    let body = RequestKind::decode(api, &mut frame, newer::known(api, version))
-        .map_err(|e| malformed(&name(), e.to_string()))?;
-    // Bytes behind the request are left alone, as a Kafka broker does: librdkafka 2.16 asks for the metadata of all topics
-    // with three of them.
-    Ok(Request {
+    let shape = shape::check(api, version, &frame).map_err(|e| malformed(&name_of(api, version), e.to_string()))?;
+    Ok(Checked {
         api,
         version,
         correlation_id,
         client_id: header.client_id,
         frame_len,
-        body,
+        shape,
+        body: frame,
     })
+}
+
+fn malformed(what: &str, reason: String) -> DecodeError {
+    DecodeError::Malformed {
+        what: what.into(),
+        reason,
+    }
+}
+
+fn name_of(api: ApiKey, version: i16) -> String {
+    format!("{api:?} v{version}")
+}
+
+impl Checked {
+    /// Elements of all its arrays.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.shape.elements
+    }
+
+    /// Decodes it.
+    ///
+    /// # Errors
+    /// [`DecodeError::Malformed`].
+    pub fn decode(self) -> Result<Request, DecodeError> {
+        let (api, version) = (self.api, self.version);
+        let mut body = newer::request(self.body, &self.shape.topics);
+        let body = RequestKind::decode(api, &mut body, newer::known(api, version))
+            .map_err(|e| malformed(&name_of(api, version), e.to_string()))?;
+        // Bytes behind the request are left alone, as a Kafka broker does: librdkafka 2.16 asks for the metadata of all topics
+        // with three of them.
+        Ok(Request {
+            api,
+            version,
+            correlation_id: self.correlation_id,
+            client_id: self.client_id,
+            frame_len: self.frame_len,
+            elements: self.shape.elements,
+            body,
+        })
+    }
 }
 
 /// Encodes a response of `api` with length prefix and header.

@@ -113,7 +113,7 @@ mod tests {
     use super::{super::shape::ShapeError, *};
 
     fn checked(body: Bytes) -> Result<Bytes, ShapeError> {
-        let topics = shape::check(ApiKey::OffsetCommit, 10, &body)?;
+        let topics = shape::check(ApiKey::OffsetCommit, 10, &body)?.topics;
         Ok(request(body, &topics))
     }
 

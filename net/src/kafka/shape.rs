@@ -17,7 +17,7 @@ use thiserror::Error;
 /// Bytes of a string; Kafka's limit, which only the compact encoding could exceed.
 pub const STRING_MAX: usize = i16::MAX as usize;
 /// Elements of all arrays of a request; Kafka 4.4 allows so many in one array.
-const ELEMENTS_MAX: i64 = 1_000_000;
+pub const ELEMENTS_MAX: usize = 1_000_000;
 /// Tagged fields of one structure; Kafka 4.4's limit.
 const TAGS_MAX: i64 = 10_000;
 
@@ -201,7 +201,7 @@ impl<'a> Walk<'a> {
             left: bytes,
             total: bytes.len(),
             noted: Vec::new(),
-            elements_left: ELEMENTS_MAX,
+            elements_left: ELEMENTS_MAX as i64,
             string_max: STRING_MAX as i64,
             version,
             flexible,
@@ -374,17 +374,29 @@ fn split_versions(schema: &str) -> (RangeInclusive<i16>, &str) {
     (number(from)..=number(to), rest)
 }
 
-/// Checks a request's body; returns where the ids of topics stand in it.
+/// What the bytes of a request's body hold.
+#[derive(Default)]
+pub struct Shape {
+    /// Where the ids of topics stand.
+    pub topics: Vec<Range<usize>>,
+    /// Elements of all its arrays.
+    pub elements: usize,
+}
+
+/// Checks a request's body.
 ///
 /// # Errors
 /// [`ShapeError`].
-pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<Vec<Range<usize>>, ShapeError> {
+pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<Shape, ShapeError> {
     let Some(Some(schema)) = REQUESTS.get(api as usize) else {
-        return Ok(Vec::new());
+        return Ok(Shape::default());
     };
     let mut walk = Walk::new(body, version, version >= schema.flexible_from);
     walk.structure(&schema.fields)?;
-    Ok(walk.noted)
+    Ok(Shape {
+        topics: walk.noted,
+        elements: ELEMENTS_MAX - usize::try_from(walk.elements_left).unwrap_or(0),
+    })
 }
 
 /// Places in the body of a response: the names of topics, with their lengths, in OffsetCommit and OffsetFetch 9, the ends of folders'
@@ -459,8 +471,8 @@ mod tests {
         assert_eq!(keys(&[STRING_MAX, 0, STRING_MAX]), Ok(()));
         let len = STRING_MAX + 1;
         assert_eq!(keys(&[1, len]), Err(ShapeError::String { len: len as i64 }));
-        assert_eq!(keys(&vec![0; ELEMENTS_MAX as usize]), Ok(()));
-        assert_eq!(keys(&vec![0; ELEMENTS_MAX as usize + 1]), Err(ShapeError::Elements));
+        assert_eq!(keys(&vec![0; ELEMENTS_MAX]), Ok(()));
+        assert_eq!(keys(&vec![0; ELEMENTS_MAX + 1]), Err(ShapeError::Elements));
     }
 
     #[test]

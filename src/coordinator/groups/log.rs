@@ -11,6 +11,7 @@ use bytes::Bytes;
 use millrace_cluster::{
     controller::topics::{self, NewTopic},
     group::{GroupError, coordinator::Caller, offsets::Committed, records},
+    metadata::ConfigResource,
 };
 use millrace_engine::{
     PartitionKey,
@@ -24,7 +25,7 @@ use crate::{
     config::Known,
     coordinator::controller,
     kafka::errors::Failure,
-    node::{Node, OFFSETS_TOPIC, View},
+    node::{Node, OFFSETS_TOPIC, View, topic_setting},
     replication::Slot,
 };
 
@@ -33,6 +34,17 @@ use crate::{
 const SNAPSHOT_BYTES: u64 = 16 << 20;
 /// Bytes of records in one batch of a snapshot.
 const SNAPSHOT_BATCH_BYTES: usize = 256 << 10;
+
+/// Bytes of a commit's record beside names and metadata: numbers, lengths, and the record's own head.
+const RECORD_BYTES: usize = 48;
+
+/// Bytes of records in one batch of a commit, as in Kafka: what the topic takes.
+fn batch_bytes_max(node: &Node) -> usize {
+    let view = node.view();
+    let topic = ConfigResource::Topic(OFFSETS_TOPIC.into());
+    let value = topic_setting(&node.shared.settings, &view.image, &topic, "max.message.bytes");
+    value.parse().unwrap_or(0)
+}
 
 /// A group's partition, and the epoch of this node's leadership under which it was loaded.
 pub(super) type Place = (PartitionKey, i32);
@@ -143,6 +155,13 @@ impl GroupsDriver {
     ) -> Result<(), Failure> {
         if commit.offsets.is_empty() {
             return Ok(());
+        }
+        let of_group = RECORD_BYTES + group.len();
+        let bytes = (commit.offsets.iter())
+            .map(|(topic, _, committed)| of_group + topic.len() + committed.metadata.len())
+            .sum::<usize>();
+        if bytes > batch_bytes_max(node) {
+            return Err(GroupError::CommitTooLarge.into());
         }
         let records: Vec<NewRecord> = (commit.offsets.iter())
             .map(|(topic, partition, committed)| NewRecord {

@@ -1,6 +1,6 @@
 //! DescribeConfigs, versions 1 to 4, of topics and brokers, from the one registry; synonyms and documentation on request.
 
-use std::rc::Rc;
+use std::{collections::HashSet, rc::Rc};
 
 use kafka_protocol::{
     messages::{
@@ -17,6 +17,7 @@ use crate::{
     kafka::{
         configs::{self, BROKER_LOGGER, Effective, SOURCE_DEFAULT},
         errors::Failure,
+        repeats,
     },
     node::Node,
 };
@@ -24,21 +25,21 @@ use crate::{
 /// Handles a request.
 #[must_use]
 pub fn handle(node: &Rc<Node>, version: i16, request: &DescribeConfigsRequest) -> DescribeConfigsResponse {
-    let results = request
-        .resources
-        .iter()
+    let mut resources: Vec<_> = request.resources.iter().collect();
+    repeats::leave_out(&mut resources, |r| (r.resource_type, &r.resource_name));
+    let results = resources
+        .into_iter()
         .map(|resource| {
             let result = DescribeConfigsResult::default()
                 .with_resource_type(resource.resource_type)
                 .with_resource_name(resource.resource_name.clone());
+            let keys = resource.configuration_keys.as_ref();
+            let keys: Option<HashSet<&str>> = keys.map(|keys| keys.iter().map(|k| k.as_str()).collect());
             match entries(node, resource) {
                 Ok(entries) => result.with_configs(
                     entries
                         .into_iter()
-                        .filter(|e| {
-                            let keys = resource.configuration_keys.as_ref();
-                            keys.is_none_or(|keys| keys.iter().any(|k| k.as_str() == e.entry.name))
-                        })
+                        .filter(|e| keys.as_ref().is_none_or(|keys| keys.contains(e.entry.name)))
                         .map(|e| show(e, version, request))
                         .collect(),
                 ),

@@ -17,12 +17,14 @@ use crate::{
     kafka::{
         errors::Failure,
         operations::{self, OF_GROUPS},
+        repeats,
     },
     node::Node,
 };
 
 /// Handles a request.
-pub async fn handle(node: &Rc<Node>, version: i16, request: DescribeGroupsRequest) -> DescribeGroupsResponse {
+pub async fn handle(node: &Rc<Node>, version: i16, mut request: DescribeGroupsRequest) -> DescribeGroupsResponse {
+    repeats::leave_out(&mut request.groups, Clone::clone);
     let asked = request.groups.clone();
     let groups = node
         .router

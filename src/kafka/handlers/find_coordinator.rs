@@ -12,7 +12,7 @@ use kafka_protocol::{
 use crate::{
     coordinator::groups::partition_of,
     endpoints::Endpoint,
-    kafka::errors::Failure,
+    kafka::{errors::Failure, repeats},
     node::{Node, OFFSETS_TOPIC},
 };
 
@@ -57,8 +57,9 @@ async fn coordinator(node: &Rc<Node>, key_type: i8, group: &str) -> Result<Endpo
 }
 
 /// Handles a request.
-pub async fn handle(node: &Rc<Node>, version: i16, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
+pub async fn handle(node: &Rc<Node>, version: i16, mut request: FindCoordinatorRequest) -> FindCoordinatorResponse {
     if version >= 4 {
+        repeats::leave_out(&mut request.coordinator_keys, Clone::clone);
         let mut coordinators = Vec::with_capacity(request.coordinator_keys.len());
         for key in request.coordinator_keys {
             let found = coordinator(node, request.key_type, &key).await;

@@ -1,6 +1,6 @@
 //! ListGroups, versions 0 to 5, with filters by state (KIP-518) and type (KIP-848: all are `classic`).
 
-use std::rc::Rc;
+use std::{collections::HashSet, rc::Rc};
 
 use kafka_protocol::{
     messages::{ListGroupsRequest, ListGroupsResponse, list_groups_response::ListedGroup},
@@ -26,11 +26,12 @@ pub async fn handle(node: &Rc<Node>, version: i16, request: ListGroupsRequest) -
         return ListGroupsResponse::default().with_error_code(Failure::coordinator_not_available().code());
     };
     groups.sort_unstable();
-    let listed =
-        |filter: &[StrBytes], value: &str| filter.is_empty() || filter.iter().any(|f| f.eq_ignore_ascii_case(value));
+    let lower = |filter: &[StrBytes]| filter.iter().map(|f| f.to_ascii_lowercase()).collect::<HashSet<_>>();
+    let (states, types) = (lower(&request.states_filter), lower(&request.types_filter));
+    let is_listed = |filter: &HashSet<String>, value: &str| filter.is_empty() || filter.contains(value);
     let groups = groups
         .into_iter()
-        .filter(|(_, _, state)| listed(&request.states_filter, state) && listed(&request.types_filter, "classic"))
+        .filter(|(_, _, state)| is_listed(&states, &state.to_ascii_lowercase()) && is_listed(&types, "classic"))
         .map(|(id, protocol_type, state)| {
             let mut group = ListedGroup::default()
                 .with_group_id(StrBytes::from_string(id).into())

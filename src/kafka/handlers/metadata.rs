@@ -40,7 +40,7 @@ use crate::{
         create,
         errors::Failure,
         operations::{self, OF_CLUSTERS, OF_TOPICS},
-        repeats::{Named, Repeats},
+        repeats,
         topics::{catch_up, view_for},
     },
     node::{Node, OFFSETS_TOPIC, View},
@@ -61,8 +61,7 @@ pub async fn handle(node: &Rc<Node>, version: i16, peer: &Peer, request: Metadat
     let may_create =
         (version < 4 || request.allow_auto_topic_creation) && node.shared.settings.flag("auto.create.topics.enable");
     let mut wanted = request.topics.unwrap_or_default();
-    let mut repeats = Repeats::among(wanted.iter().map(|t| (t.name.clone(), t.topic_id)));
-    wanted.retain(|t| repeats.next(&(t.name.clone(), t.topic_id)) != Named::Again);
+    repeats::leave_out(&mut wanted, |t| (t.name.clone(), t.topic_id));
     let named = wanted
         .iter()
         .map(|t| (t.name.as_ref().map_or("", |n| n.as_str()), t.topic_id));

@@ -152,7 +152,7 @@ fn frames(data: &[u8]) {
 }
 
 fn request(data: &[u8]) {
-    let _ = codec::decode(Bytes::copy_from_slice(data));
+    let _ = codec::check(Bytes::copy_from_slice(data)).and_then(codec::Checked::decode);
 }
 
 fn records(data: &[u8]) {
