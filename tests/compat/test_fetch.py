@@ -42,7 +42,8 @@ def test_partitions_with_a_backlog_take_turns(broker, partitions, step):
     topic = "turns-" + uuid.uuid4().hex[:8]
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
-    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    # Small batches: where two of them are half an answer each, both cores' first ones come, and the answer is larger.
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "batch.size": 16_384})
     for n in range(2000 * partitions):
         producer.produce(topic, bytes(1000), partition=n % partitions)
     assert producer.flush(30) == 0
